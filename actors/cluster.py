@@ -1,0 +1,62 @@
+"""Joining or starting Ray."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+import rlft
+from actors.placement import Seat, total
+from rlft.config import Config
+from rlft.errors import UserError
+
+
+@contextmanager
+def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None]:
+    """Within this block Ray runs: one of our own on this machine (mode local), or the cluster that is there (mode ray).
+    A Ray that the calling script has already joined is used as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # under `ray job submit` the working directory comes with the job
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_folders())}}
+    if config.cluster.mode == "local":
+        need = total(all_seats)
+        custom = {kind: amount for kind, amount in need.items() if kind not in ("CPU", "GPU")}
+        # Logical CPUs: the four roles take turns more than they compete, so a laptop may hold more actors than cores.
+        cpus = max(math.ceil(need["CPU"]), os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, resources=custom or None, **options)
+    else:
+        address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"cluster.mode is ray, but no cluster answers at {address} ({str(error).splitlines()[0]}). Start one "
+                "with `ray start --head`, give --cluster.address, or use --cluster.mode local. With token "
+                "authentication, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as on the cluster."
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_folders() -> list[str]:
+    """Folders from which actors must be able to import what this process can: the project, the script, the present one."""
+    folders = [str(Path(rlft.__file__).resolve().parent.parent), os.getcwd()]
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if script:
+        folders.append(str(Path(script).resolve().parent))
+    known = os.environ.get("PYTHONPATH")
+    return list(dict.fromkeys([*folders, *(known.split(os.pathsep) if known else [])]))

@@ -1,0 +1,48 @@
+"""All roles in this process: no Ray, a debugger works. The same engines, called directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rewards.combine import RewardSet
+from rlft.config import Config
+from rlft.engines.build import make_generator, make_scorer
+from rlft.engines.learner import RankedLearner
+from rlft.loops.on_policy import Roles
+from rlft.samples import Group
+
+
+class InlineRewarder:
+    """See rlft.roles.Rewarder."""
+
+    def __init__(self, rewards: RewardSet) -> None:
+        self._rewards = rewards
+
+    def score(self, groups: Iterator[tuple[int, Group]]) -> Iterator[tuple[int, Group]]:
+        """Each group as it comes."""
+        for place, group in groups:
+            yield place, self._rewards.score_group(group)
+
+
+def learner(config: Config) -> RankedLearner:
+    """A learner of one rank."""
+    from rlft.engines.deepspeed import DeepSpeedRank, Rendezvous
+
+    rank = DeepSpeedRank(config, Rendezvous(), _device(config.learner.gpus))
+    return RankedLearner(config, lambda method, args: [getattr(rank, method)(*args[0])])
+
+
+def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> Roles:
+    """All roles of an on-policy run."""
+    return Roles(
+        generator=make_generator(config, _device(config.generator.gpus)),
+        rewarder=InlineRewarder(RewardSet(config.rewards, rewards)),
+        learner=learner(config),
+        scorer=make_scorer(config, _device(config.scorer.gpus)) if config.algorithm.kl_coef > 0 else None,
+        background=False,
+    )
+
+
+def _device(gpus: float) -> str:
+    return "cuda" if gpus > 0 else "cpu"

@@ -1,0 +1,148 @@
+"""From a configuration to a finished run: build the roles, in this process or on a cluster, and hand them to a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from actors.process import prepare
+from rewards.combine import RewardSet
+from rlft.config import Config
+from rlft.config.load import dump_config
+from rlft.data.tokenizer import load_tokenizer
+from rlft.evaluation.accuracy import Evaluation
+from rlft.loops import offline, on_policy
+from rlft.loops.rollouts import sampling_params
+from rlft.runs.console import Console
+from rlft.runs.folder import RunFolder
+from rlft.runs.run import Run
+from rlft.samples import Group
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves."""
+
+    folder: Path
+    checkpoint: Path | None  # a Hugging Face model
+    steps: int
+    metrics: dict[str, float]  # the newest value of each
+    examples: tuple[Group, ...]  # groups of the last evaluation
+
+
+def train(
+    config: Config,
+    *,
+    rewards: Sequence[Callable[..., Any]] = (),
+    dataset: Any = None,
+    resume: str | Path | None = None,
+) -> RunResult:
+    """Run a configuration to its end. Data, rewards and model are looked at before any actor starts."""
+    inline = config.cluster.mode == "inline"
+    prepare(config, (config.learner.gpus + config.generator.gpus + config.scorer.gpus) if inline else 0)
+    path = Path(config.run.dir) / config.run.name
+    with RunFolder.create(path, dump_config(config), None if resume is None else str(resume)) as folder:
+        config = with_model(config, folder.path)
+        tokenizer = load_tokenizer(str(config.model.path), config.model.chat_template)
+        console = Console(config.loop.steps, title=config.run.name)
+        if config.algorithm.type == "sft":
+            return _offline(config, folder, tokenizer, console, dataset)
+        return _on_policy(config, folder, tokenizer, console, rewards, dataset)
+
+
+def with_model(config: Config, folder: Path) -> Config:
+    """Make the small model of `model.tiny` in the run folder (once) and point model.path at it."""
+    if config.model.tiny is None:
+        return config
+    from rlft.models.tiny import make_tiny_model
+
+    target = (folder / "model").resolve()
+    if not (target / "config.json").exists():
+        make_tiny_model(config.model.tiny, target, config.run.seed)
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(target), "tiny": None})})
+
+
+def _on_policy(
+    config: Config, folder: RunFolder, tokenizer: Any, console: Console, rewards: Sequence[Any], dataset: Any
+) -> RunResult:
+    from rlft.data.prompts import load_prompts
+    from rlft.models.load import window
+
+    room = window(str(config.model.path))
+    limits = {"window": room, "max_new_tokens": config.generator.max_new_tokens, "seed": config.run.seed}
+    prompts = load_prompts(config.data, tokenizer, rows=dataset, **limits)
+    check = RewardSet(config.rewards, rewards)
+    check.check_columns(prompts.prompts[0].columns)
+    evaluation = load_evaluation(config, tokenizer, limits)
+    with Run(folder, config, tokenizer, console) as run:
+        console.message(f"data: {prompts.description}")
+        console.stage("starting")
+        with on_policy_roles(config, rewards) as roles:
+            on_policy.train(roles, prompts, evaluation, run, config)
+        return _result(run, evaluation)
+
+
+def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
+    from rlft.data.examples import load_examples
+    from rlft.models.load import window
+
+    examples = load_examples(
+        config.data, tokenizer, window=window(str(config.model.path)), seed=config.run.seed, rows=dataset
+    )
+    with Run(folder, config, tokenizer, console) as run:
+        console.message(f"data: {examples.description}")
+        console.stage("starting")
+        with learner_role(config) as learner:
+            offline.train(offline.OfflineRoles(learner), examples, run, config)
+        return _result(run, None)
+
+
+def _result(run: Run, evaluation: Evaluation | None) -> RunResult:
+    examples = () if evaluation is None else tuple(evaluation.last)
+    return RunResult(run.folder.path, run.last_checkpoint, run.step, dict(run.last_metrics), examples)
+
+
+def load_evaluation(config: Config, tokenizer: Any, limits: Mapping[str, int]) -> Evaluation | None:
+    """The held-out prompts, if there are any, and how to draw for them."""
+    from rlft.data.prompts import load_prompts
+
+    settings = config.evaluation
+    if settings.path is None:
+        return None
+    data = config.data.model_copy(update={"max_rows": settings.max_rows, "shuffle": False})
+    prompts = load_prompts(data, tokenizer, path=settings.path, **limits).prompts
+    params = replace(
+        sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature
+    )
+    return Evaluation(prompts, params, config.run.seed, settings)
+
+
+@contextmanager
+def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> Iterator[on_policy.Roles]:
+    """All roles of an on-policy run, for the length of this block."""
+    if config.cluster.mode == "inline":
+        from actors import inline
+
+        yield inline.on_policy_roles(config, rewards)
+    else:
+        from actors import remote
+
+        with remote.on_policy_roles(config, rewards) as roles:
+            yield roles
+
+
+@contextmanager
+def learner_role(config: Config) -> Iterator[Any]:
+    """The learner alone."""
+    if config.cluster.mode == "inline":
+        from actors import inline
+
+        yield inline.learner(config)
+    else:
+        from actors import remote
+
+        with remote.learner_role(config) as learner:
+            yield learner

@@ -1,0 +1,75 @@
+"""All roles as Ray actors, each in its place on the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ray.util.placement_group import remove_placement_group
+
+from actors.cluster import connected
+from actors.generator import GeneratorActor, GeneratorGroup
+from actors.learner import LearnerActor, start_ranks
+from actors.placement import Seat, reserve, seats
+from actors.reward_worker import RewarderGroup, RewardWorker
+from actors.scorer import ScorerActor, ScorerGroup
+from actors.supervisor import get_all
+from rlft.config import Config
+from rlft.engines.learner import RankedLearner
+from rlft.loops.on_policy import Roles
+
+
+@contextmanager
+def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], dict[str, Any]]]:
+    """Ray runs and every seat is reserved; at the end the actors are killed and the seats given back."""
+    all_seats = seats(config)
+    with connected(config, all_seats):
+        group, options = reserve(config, all_seats)
+        try:
+            yield all_seats, options
+        finally:
+            remove_placement_group(group)  # kills the actors in it
+
+
+def _learner(config: Config, places: Sequence[Seat], options: dict[str, Any]) -> RankedLearner:
+    actors = [LearnerActor.options(**options[s.name]).remote(config, s) for s in places]  # type: ignore[attr-defined]
+    return RankedLearner(config, start_ranks(actors, [s.name for s in places], config))
+
+
+@contextmanager
+def learner_role(config: Config) -> Iterator[RankedLearner]:
+    """The learner alone."""
+    with _placed(config) as (all_seats, options):
+        yield _learner(config, all_seats["learner"], options)
+
+
+@contextmanager
+def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> Iterator[Roles]:
+    """All roles of an on-policy run, loaded and ready."""
+    with _placed(config) as (all_seats, options):
+
+        def start(kind: Any, role: str, *args: Any, with_seat: bool = True) -> tuple[list[Any], list[str]]:
+            places = all_seats.get(role, [])
+            started = [
+                kind.options(**options[s.name]).remote(config, *((s,) if with_seat else ()), *args) for s in places
+            ]
+            return started, [s.name for s in places]
+
+        generators, generator_names = start(GeneratorActor, "generator")
+        workers, worker_names = start(RewardWorker, "reward_worker", list(rewards), with_seat=False)
+        scorers, scorer_names = start(ScorerActor, "scorer")
+        learner = _learner(config, all_seats["learner"], options)
+        everyone = [*generators, *workers, *scorers]
+        names = [*generator_names, *worker_names, *scorer_names]
+        get_all([actor.ready.remote() for actor in everyone], names, "starting", config.cluster.start_timeout_s)
+        limit = config.cluster.stage_timeout_s
+        yield Roles(
+            generator=GeneratorGroup(generators, generator_names, limit),
+            rewarder=RewarderGroup(workers, worker_names, limit),
+            learner=learner,
+            scorer=ScorerGroup(scorers, scorer_names, limit) if scorers else None,
+            background=True,
+        )
+
+

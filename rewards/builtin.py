@@ -1,0 +1,29 @@
+"""The table of built-in rewards: name, function, one line for people. A new reward is a function and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rewards.exact import exact_match
+from rewards.format import boxed_format, finished, format_regex, has_answer
+from rewards.math import math_reward
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A reward function that a config can name, and what it is for."""
+
+    function: Callable[..., Any]
+    description: str
+
+
+BUILTIN: dict[str, Builtin] = {
+    "exact_match": Builtin(exact_match, "the completion is the column `answer` and the model ended it itself"),
+    "math": Builtin(math_reward, "the final answer equals the one in the data, as text or exact number"),
+    "has_answer": Builtin(has_answer, "the completion marks an answer: \\boxed{}, #### or 'the answer is'"),
+    "boxed_format": Builtin(boxed_format, "the completion has something in \\boxed{}"),
+    "format_regex": Builtin(format_regex, "the regular expression args.pattern is found in the completion"),
+    "finished": Builtin(finished, "the model ended the completion itself"),
+}

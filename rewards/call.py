@@ -1,0 +1,167 @@
+"""Calls one reward function for one group, with a limit on its time, and turns what it says into results.
+
+Code of users runs here: it may raise, hang or return nonsense, and none of these may pass as a reward of 0. Knows
+nothing about other reward functions or weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import math
+import numbers
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rewards.load import BoundReward
+from rlft.errors import RunError, UserError
+from rlft.samples import Group, RewardResult
+
+MAX_ABANDONED = 8  # calls that ran out of time and still run; more would eat the machine's cores and memory
+MAX_DETAIL = 300  # characters of an error that are kept with each sample
+
+
+class Caller:
+    """Runs calls, each in a daemon thread of its own, and counts those that it gave up waiting for.
+
+    A thread cannot be killed: an abandoned call goes on until it returns. A call that never lets go of the interpreter
+    (one long C call such as a catastrophic regular expression) cannot be given up at all.
+    """
+
+    def __init__(self) -> None:
+        self._abandoned: list[tuple[str, threading.Thread]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # threads stay where they are
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._abandoned = []
+
+    def results(self, reward: BoundReward, group: Group) -> list[RewardResult]:
+        """What `reward` says of each sample of `group`. Raises UserError when the function itself is wrong (its
+        parameters, the number or type of its values), RunError when too many abandoned calls still run."""
+        arguments = reward.arguments(_provided(group))
+        num_samples = len(group.samples)
+        begin = time.perf_counter()
+        outcome = self._run(reward, arguments)
+        seconds = (time.perf_counter() - begin) / max(num_samples, 1)  # each sample's share: shares add up to the call
+        if outcome is None:
+            detail = f"took longer than timeout_s {reward.timeout_s:g}"
+            return [RewardResult(None, "timeout", detail, seconds)] * num_samples
+        if isinstance(outcome, UserError):
+            raise outcome
+        if isinstance(outcome, BaseException):
+            return [RewardResult(None, "error", _error_detail(outcome, reward.file), seconds)] * num_samples
+        values = _values(reward.name, outcome[0], num_samples)
+        return [_result(value, seconds) for value in values]
+
+    def _run(self, reward: BoundReward, arguments: dict[str, Any]) -> tuple[Any] | BaseException | None:
+        """(what the call returned,), what it raised, or None when it ran out of time."""
+        call = _Call(reward.function, arguments)
+        thread = threading.Thread(target=call.run, name=f"reward {reward.name}", daemon=True)
+        thread.start()
+        if call.done.wait(reward.timeout_s):
+            return call.outcome
+        call.cancel()
+        self._abandoned = [(name, old) for name, old in self._abandoned if old.is_alive()]
+        self._abandoned.append((reward.name, thread))
+        if len(self._abandoned) > MAX_ABANDONED:
+            names = sorted({name for name, _ in self._abandoned})
+            raise RunError(
+                f"rewards: {len(self._abandoned)} calls that ran out of time are still running (functions: "
+                f"{', '.join(names)}; at most {MAX_ABANDONED} may). Make the function give up by itself, or raise its "
+                f"timeout_s (now {reward.timeout_s:g})."
+            )
+        return None
+
+
+class _Call:
+    """One call in its thread. `outcome` is there when `done` is set."""
+
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        self.done = threading.Event()
+        self.outcome: tuple[Any] | BaseException | None = None
+        self._function = function
+        self._arguments = arguments
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def run(self) -> None:
+        try:
+            value = self._function(**self._arguments)
+            if inspect.isawaitable(value):
+                value = asyncio.run(self._awaited(value))
+            self.outcome = (value,)
+        except BaseException as error:  # the user's code; sys.exit() in it must not pass unseen either
+            self.outcome = error
+        self.done.set()
+
+    async def _awaited(self, value: Any) -> Any:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        return await value
+
+    def cancel(self) -> None:
+        """Ask an async function to stop; a plain one cannot be asked."""
+        if self._loop is not None and self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed just now
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+def _provided(group: Group) -> dict[str, Any]:
+    """What every function is given, by keyword, one entry per sample."""
+    num_samples, prompt = len(group.samples), group.prompt
+    chat = prompt.messages is not None
+    texts = [sample.text for sample in group.samples]
+    provided: dict[str, Any] = {name: [value] * num_samples for name, value in prompt.columns.items()}
+    provided["prompts"] = [[dict(turn) for turn in prompt.messages or ()] if chat else prompt.text for _ in texts]
+    provided["completions"] = [[{"role": "assistant", "content": text}] for text in texts] if chat else texts
+    provided["completion_ids"] = [sample.token_ids[sample.loss_mask].tolist() for sample in group.samples]
+    provided["finish_reasons"] = [sample.finish_reason for sample in group.samples]
+    return provided
+
+
+def _values(name: str, returned: Any, num_samples: int) -> Sequence[Any]:
+    """What the function returned, as a list of the right length; numpy arrays and tensors count as lists."""
+    values = returned.tolist() if hasattr(returned, "tolist") else returned
+    if not isinstance(values, list | tuple):
+        raise UserError(
+            f"reward {name!r} returned a {type(returned).__name__}. Expected a list with one number (or None) for "
+            f"each of the {num_samples} completions."
+        )
+    if len(values) != num_samples:
+        raise UserError(
+            f"reward {name!r} returned {len(values)} values for {num_samples} completions. Expected one number (or "
+            "None) for each, in the same order."
+        )
+    for place, value in enumerate(values):
+        if value is not None and not isinstance(value, numbers.Real) and not _is_scalar(value):
+            raise UserError(
+                f"reward {name!r} returned {str(value)[:80]!r} (a {type(value).__name__}) as value {place}. Expected a "
+                "number or None."
+            )
+    return values
+
+
+def _is_scalar(value: Any) -> bool:
+    return hasattr(value, "item") and getattr(value, "ndim", None) == 0 and not isinstance(value.item(), str)
+
+
+def _result(value: Any, seconds: float) -> RewardResult:
+    if value is None:
+        return RewardResult(None, "none", "returned None", seconds)
+    number = float(value.item() if hasattr(value, "item") else value)
+    if not math.isfinite(number):
+        return RewardResult(None, "none", f"returned {number}", seconds)
+    return RewardResult(number, "ok", "", seconds)
+
+
+def _error_detail(error: BaseException, file: str | None) -> str:
+    """Type, message and the last line of the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without the frame of _Call.run
+    own = [frame for frame in frames if frame.filename == file] or frames
+    where = f", at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
+    return f"{type(error).__name__}: {error}"[:MAX_DETAIL] + where[:MAX_DETAIL]

@@ -1,0 +1,114 @@
+"""The reward of a sample: the weighted sum of what several functions say, or none at all when one of them could not.
+
+Knows nothing about Ray; a RewardSet can be sent to a worker, where functions from files are loaded again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rewards.call import Caller
+from rewards.load import BoundReward, resolve
+from rlft.config.roles import RewardFunction, RewardsConfig
+from rlft.errors import RunError, UserError
+from rlft.samples import Group, RewardResult, Sample
+
+
+class RewardSet:
+    """The reward functions of a run."""
+
+    def __init__(self, config: RewardsConfig, extra: Sequence[Callable[..., Any] | RewardFunction] = ()) -> None:
+        """Resolve the functions of `config` and then `extra`, those of a driver script. Raises UserError when one of
+        them is not usable, when there is none, or when two are given the same name."""
+        given = [spec.name for spec in config.functions if spec.name]
+        twice = [name for name, count in Counter(given).items() if count > 1]
+        if twice:
+            raise UserError(f"rewards.functions: two functions have the name {twice[0]!r}. Give each its own.")
+        self.rewards: list[BoundReward] = []
+        for spec in (*config.functions, *extra):
+            bound = resolve(spec)
+            self.rewards.append(replace(bound, name=self._free_name(bound.name, reserved=set(given) - {bound.name})))
+        if not self.rewards:
+            raise UserError(
+                "rewards.functions is empty. Name at least one, for instance "
+                "--rewards.functions '[{function: math}]', or pass rewards=[my_function]."
+            )
+        self._caller = Caller()
+
+    @property
+    def names(self) -> list[str]:
+        """The functions' names in metrics and reward_parts; different from each other."""
+        return [reward.name for reward in self.rewards]
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Raise UserError when a function needs a column that is not among `columns`. For before a run starts."""
+        columns = list(columns)
+        for reward in self.rewards:
+            reward.check_columns(columns)
+
+    def score_group(self, group: Group) -> Group:
+        """`group` with `reward` and `reward_parts` on every sample.
+
+        A function that fails leaves a status there and no reward. Raises UserError when a function is wrong in itself
+        (wrong number of values, say), RunError when too many calls hang.
+        """
+        if not group.samples:
+            return group
+        results = {reward.name: self._caller.results(reward, group) for reward in self.rewards}
+        samples = []
+        for i, sample in enumerate(group.samples):
+            parts = {name: values[i] for name, values in results.items()}
+            samples.append(replace(sample, reward=self._total(parts), reward_parts=parts))
+        return group.with_samples(samples)
+
+    def _total(self, parts: dict[str, RewardResult]) -> float | None:
+        total = 0.0
+        for reward in self.rewards:
+            value = parts[reward.name].value
+            if value is None:
+                return None
+            total += reward.weight * value
+        return total
+
+    def _free_name(self, name: str, reserved: set[str]) -> str:
+        taken = {*self.names, *reserved}
+        number, free = 2, name
+        while free in taken:
+            free, number = f"{name}_{number}", number + 1
+        return free
+
+
+def check_failures(groups: Sequence[Group], max_failed_fraction: float) -> None:
+    """Raise RunError when more than `max_failed_fraction` of the samples have no reward; say which function, how it
+    failed and where."""
+    samples = [(group.prompt.id, sample) for group in groups for sample in group.samples]
+    failed = [(place, sample) for place, sample in samples if sample.reward is None]
+    if not samples or len(failed) / len(samples) <= max_failed_fraction:
+        return
+    raise RunError(
+        f"rewards: {len(failed)} of {len(samples)} samples have no reward, more than rewards.max_failed_fraction "
+        f"{max_failed_fraction:g} allows. {_failures(failed)}Mend the function, or raise rewards.max_failed_fraction."
+    )
+
+
+def _failures(failed: Sequence[tuple[str, Sample]]) -> str:
+    bad = [
+        (name, result, place)
+        for place, sample in failed
+        for name, result in sample.reward_parts.items()
+        if result.status != "ok"
+    ]
+    if not bad:
+        return "No reward function was called for them. "
+    lines = []
+    for function in dict.fromkeys(name for name, _, _ in bad):
+        own = [(result, place) for name, result, place in bad if name == function]
+        statuses = Counter(result.status for result, _ in own)
+        counts = ", ".join(f"{status} {count}" for status, count in statuses.most_common())
+        detail = Counter(result.detail for result, _ in own).most_common(1)[0][0]
+        example = next(place for result, place in own if result.detail == detail)
+        lines.append(f"Reward {function!r}: {counts}; most often {detail!r}, for instance for prompt {example}. ")
+    return "".join(lines)

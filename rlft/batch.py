@@ -1,0 +1,157 @@
+"""From samples to what a model is fed: packs of tokens without padding, cut to a token budget and dealt out evenly.
+
+Knows nothing about losses, models or ranks' processes. A group's prompt stands in a pack once, as a trunk, and its
+completions branch off; a lone sample is one trunk. The last token of a sequence predicts nothing and is not fed.
+The shift by one (the state of token t-1 predicts token t) lives in `make_pack` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlft.models.attention import PackedLayout
+from rlft.samples import Group, Sample, Totals
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One forward pass. N tokens fed, M targets. Targets stand sample by sample, each in order of its tokens."""
+
+    input_ids: Tensor  # int64 [N]
+    position_ids: Tensor  # int64 [N]
+    layout: PackedLayout  # which token sees which
+    predict_from: Tensor  # int64 [M], the fed token whose state predicts the target
+    targets: Tensor  # int64 [M]
+    sample_of: Tensor  # int64 [M], index of the target's sample in the pack
+    weights: Tensor  # f32 [M], each token's weight in the loss
+    advantages: Tensor  # f32 [M], 0 where samples have none
+    sampler_logprobs: Tensor  # f32 [M]
+    old_logprobs: Tensor | None  # f32 [M]
+    ref_logprobs: Tensor | None  # f32 [M]
+
+
+def fed_tokens(group: Group) -> int:
+    """Tokens that a pack with this group feeds to the model."""
+    if len(group.samples) == 1:
+        return len(group.samples[0].token_ids) - 1
+    prompt = len(group.prompt.token_ids)
+    return prompt + sum(len(s.token_ids) - 1 - prompt for s in group.samples)
+
+
+def make_pack(
+    groups: Sequence[Group],
+    totals: Totals | None = None,
+    average: str = "token",
+    device: torch.device | str = "cpu",
+) -> Pack:
+    """Lay groups out in one pack. Without `totals` all weights are 0 (for scoring only)."""
+    trunks: list[np.ndarray] = []
+    branches: list[np.ndarray] = []
+    branch_trunks: list[int] = []
+    branch_of: list[tuple[int, int | None]] = []  # for each sample: its trunk, its branch
+    samples = [sample for group in groups for sample in group.samples]
+    for group in groups:
+        prompt = group.prompt.token_ids
+        shared = len(group.samples) > 1
+        if shared:
+            trunks.append(prompt)
+        for sample in group.samples:
+            if not shared:
+                trunks.append(sample.token_ids[:-1])
+            rest = sample.token_ids[len(prompt) : -1] if shared else sample.token_ids[:0]
+            branch_of.append((len(trunks) - 1, len(branches) if len(rest) else None))
+            if len(rest):
+                branches.append(rest)
+                branch_trunks.append(len(trunks) - 1)
+    layout = PackedLayout([len(t) for t in trunks], [len(b) for b in branches], branch_trunks, device)
+    trunk_start = np.cumsum([0, *(len(t) for t in trunks)])
+    branch_start = trunk_start[-1] + np.cumsum([0, *(len(b) for b in branches)])
+    rows, columns = [], []
+    for sample, (trunk, branch) in zip(samples, branch_of, strict=True):
+        at = _trained_positions(sample)
+        fed = trunk_start[trunk] + at - 1  # the token before each target
+        if branch is not None:
+            beyond = at - 1 - len(trunks[trunk])
+            fed = np.where(beyond >= 0, branch_start[branch] + beyond, fed)
+        rows.append(fed)
+        columns.append(at)
+
+    def to_device(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=dtype)
+
+    def column(name: str) -> Tensor | None:
+        arrays = [getattr(s, name) for s in samples]
+        if all(a is None for a in arrays):
+            return None
+        return to_device([a[at] for a, at in zip(arrays, columns, strict=True)], torch.float32)
+
+    weight = [totals.token_weight(average, max(1, len(at))) if totals else 0.0 for at in columns]
+    targets = to_device([s.token_ids[at] for s, at in zip(samples, columns, strict=True)], torch.int64)
+    advantages, sampler_logprobs = column("advantages"), column("logprobs")
+    assert sampler_logprobs is not None
+    return Pack(
+        input_ids=to_device([*trunks, *branches], torch.int64),
+        position_ids=layout.position_ids(),
+        layout=layout,
+        predict_from=to_device(rows, torch.int64),
+        targets=targets,
+        sample_of=to_device([np.full(len(at), i) for i, at in enumerate(columns)], torch.int64),
+        weights=to_device([np.full(len(at), w) for at, w in zip(columns, weight, strict=True)], torch.float32),
+        advantages=torch.zeros_like(sampler_logprobs) if advantages is None else advantages,
+        sampler_logprobs=sampler_logprobs,
+        old_logprobs=column("old_logprobs"),
+        ref_logprobs=column("ref_logprobs"),
+    )
+
+
+def _trained_positions(sample: Sample) -> np.ndarray:
+    at = np.flatnonzero(sample.loss_mask)
+    assert len(at) == 0 or at[0] > 0, "the first token of a sequence cannot be predicted, so it cannot be trained on"
+    return at
+
+
+def unpack(groups: Sequence[Group], values: np.ndarray) -> list[list[np.ndarray]]:
+    """Turn one value per target of `make_pack(groups)` back into f32 [T] for each sample, 0 where nothing is trained."""
+    result, start = [], 0
+    for group in groups:
+        arrays = []
+        for sample in group.samples:
+            full = np.zeros(len(sample.token_ids), dtype=np.float32)
+            full[sample.loss_mask] = values[start : start + sample.num_trained]
+            start += sample.num_trained
+            arrays.append(full)
+        result.append(arrays)
+    return result
+
+
+def plan_micro_batches(groups: Sequence[Group], num_ranks: int, max_tokens: int) -> list[list[list[Group]]]:
+    """Deal groups out: [rank][micro-batch] -> groups. Every rank gets the same number of micro-batches (some perhaps
+    empty: with ZeRO-3 all ranks must run in step), each about equally many tokens and, where single samples allow it,
+    at most `max_tokens`. A group that is too large is split between its samples."""
+    pieces = sorted((p for g in groups for p in _split_group(g, max_tokens)), key=fed_tokens, reverse=True)
+    total = sum(map(fed_tokens, pieces))
+    per_rank = max(1, -(-total // (num_ranks * max_tokens)))
+    while True:
+        bins, load = [[] for _ in range(num_ranks * per_rank)], np.zeros(num_ranks * per_rank, dtype=np.int64)
+        for piece in pieces:  # the longest first, always into the emptiest
+            i = int(load.argmin())
+            bins[i].append(piece)
+            load[i] += fed_tokens(piece)
+        if load.max() <= max_tokens or per_rank >= len(pieces):
+            return [bins[r * per_rank : (r + 1) * per_rank] for r in range(num_ranks)]
+        per_rank += 1
+
+
+def _split_group(group: Group, max_tokens: int) -> list[Group]:
+    pieces: list[list[Sample]] = []
+    for sample in group.samples:
+        if pieces and fed_tokens(group.with_samples([*pieces[-1], sample])) <= max_tokens:
+            pieces[-1].append(sample)
+        else:
+            pieces.append([sample])
+    return [group.with_samples(piece) for piece in pieces]

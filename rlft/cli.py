@@ -1,0 +1,235 @@
+"""The command line. It reads the arguments and calls the library; everything heavy is imported by the command that
+needs it, so that `rlft --help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlft import __version__
+from rlft.errors import RunError, UserError
+
+ABOUT = """\
+Fine-tune language models with reinforcement learning.
+
+  rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
+  rlft train configs/x.yaml           train as the file says
+  rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint
+  rlft config show configs/x.yaml     the complete configuration, defaults included
+"""
+OVERRIDES = """\
+Any key of the configuration can be changed on the command line:
+  rlft train configs/x.yaml --loop.steps 3 --data.path=my.jsonl --rewards.functions.0.weight 2
+`rlft config show --all-keys` lists the keys."""
+TRAIN = f"""\
+examples:
+  rlft train configs/grpo_gsm8k_smoke.yaml --data.path questions.jsonl
+  rlft train configs/x.yaml --cluster.mode inline          all in one process, no Ray; a debugger works
+  rlft train configs/x.yaml --resume auto                  go on where the run was stopped
+
+{OVERRIDES}"""
+EVAL = """\
+examples:
+  rlft eval runs/x                                          the data that the run evaluates on
+  rlft eval runs/x --data test.jsonl
+  rlft eval runs/x/checkpoints/step_100 --samples 8 --temperature 1.0     pass@8
+
+Any key of the run's configuration can be changed too, e.g. --evaluation.max_rows 50."""
+CONFIG = f"""\
+examples:
+  rlft config check configs/*.yaml
+  rlft config show configs/x.yaml --loop.steps 3
+  rlft config show --all-keys
+
+{OVERRIDES}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 the run could not go on, 2 bad input, 130 interrupted."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except (UserError, RunError) as error:
+        if _wants_traceback():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        if _wants_traceback():
+            raise
+        print("\ninterrupted. A training run goes on with the same command and --resume auto", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `rlft config show x.yaml | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("RLFT_TRACEBACK", "") not in ("", "0")
+
+
+def _run(argv: list[str]) -> int:
+    overrides, words = _split_overrides(argv)
+    parser = _parser()
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise UserError(_unknown(unknown[0]))
+    if args.command is None:
+        args.parser.print_help()
+        return 0
+    if overrides and not args.takes_overrides:
+        raise UserError(f"{args.parser.prog} takes no configuration keys, found {overrides[0]}; see its --help")
+    return args.command(args, overrides)
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    if not any(word.startswith("--") and "." in word.partition("=")[0] for word in argv):
+        return [], argv
+    from rlft.config.overrides import split_overrides
+
+    return split_overrides(argv)
+
+
+def _unknown(word: str) -> str:
+    name = word.partition("=")[0]
+    if not name.startswith("--"):
+        return f'unexpected argument "{word}"; see rlft --help'
+    from rlft.config.keys import suggest
+
+    meant = suggest(name.removeprefix("--"))
+    return f"unknown option {name}; " + (f"did you mean --{meant}?" if meant else "see rlft --help")
+
+
+SHAPE: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rlft", description=ABOUT, **SHAPE)
+    parser.add_argument("--version", action="version", version=f"rlft {__version__}")
+    parser.set_defaults(command=None, takes_overrides=False, parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_quickstart(commands)
+    _add_train(commands)
+    _add_eval(commands)
+    _add_config(commands)
+    return parser
+
+
+def _add_quickstart(commands: Any) -> None:
+    about = "Make a small model, warm it up with SFT and train it with GRPO on sorting digits. Offline, no GPU needed."
+    parser = commands.add_parser("quickstart", help="train a small model in minutes", description=about, **SHAPE)
+    parser.add_argument("--dir", default="runs", help="folder for its run folders (default: runs)")
+    parser.add_argument(
+        "--mode",
+        choices=("inline", "local"),
+        default="local",
+        help="local: Ray actors on this machine (default); inline: all in this process",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="fixes weights, data and samples (default: 0)")
+    parser.set_defaults(command=_quickstart, takes_overrides=False, parser=parser)
+
+
+def _add_train(commands: Any) -> None:
+    about = "Train a model as a configuration file says."
+    parser = commands.add_parser("train", help="train a model", description=about, epilog=TRAIN, **SHAPE)
+    parser.usage = "rlft train CONFIG [--resume auto|PATH] [--section.key VALUE ...]"
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from the run's newest good checkpoint (auto), or from a checkpoint"
+    )
+    parser.set_defaults(command=_train, takes_overrides=True, parser=parser)
+
+
+def _add_eval(commands: Any) -> None:
+    about = "Measure a checkpoint (accuracy, pass@k) with its run's generator and rewards."
+    parser = commands.add_parser("eval", help="measure a checkpoint", description=about, epilog=EVAL, **SHAPE)
+    parser.usage = "rlft eval CHECKPOINT_OR_RUN [--data FILE] [--samples K] [--temperature T] [--section.key VALUE ...]"
+    parser.add_argument("target", metavar="CHECKPOINT_OR_RUN", help="a checkpoint's folder, or a run's (its newest)")
+    parser.add_argument("--data", metavar="FILE", help="held-out prompts (evaluation.path)")
+    parser.add_argument("--samples", metavar="K", help="completions per prompt (evaluation.samples_per_prompt)")
+    parser.add_argument("--temperature", metavar="T", help="0 takes the likeliest token (evaluation.temperature)")
+    parser.set_defaults(command=_eval, takes_overrides=True, parser=parser)
+
+
+def _add_config(commands: Any) -> None:
+    about = "Look at configurations without starting anything."
+    parser = commands.add_parser("config", help="show or check a configuration", description=about, **SHAPE)
+    parser.set_defaults(parser=parser)
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND")
+    show = parts.add_parser("show", help="print the complete configuration", epilog=CONFIG, **SHAPE)
+    show.usage = "rlft config show [CONFIG] [--all-keys] [--section.key VALUE ...]"
+    show.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file")
+    show.add_argument("--all-keys", action="store_true", help="list every key: its type, its default, what it does")
+    show.set_defaults(command=_config_show, takes_overrides=True, parser=show)
+    check = parts.add_parser("check", help="say everything that is wrong with files", epilog=CONFIG, **SHAPE)
+    check.usage = "rlft config check CONFIG [CONFIG ...] [--section.key VALUE ...]"
+    check.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files")
+    check.set_defaults(command=_config_check, takes_overrides=True, parser=check)
+
+
+def _quickstart(args: argparse.Namespace, overrides: list[str]) -> int:
+    from actors import quickstart
+
+    quickstart.main(Path(args.dir), args.mode, args.seed)
+    return 0
+
+
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from rlft.config.load import load_config
+
+    config = load_config(args.config, overrides, need_data=True)
+    from actors import launch
+
+    launch.train(config, resume=args.resume)
+    return 0
+
+
+def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
+    if not Path(args.target).is_dir():
+        from rlft.config.problems import near_files
+
+        raise UserError(f"{args.target}: there is no such checkpoint or run folder{near_files(Path(args.target))}")
+    flags = {
+        "evaluation.path": args.data,
+        "evaluation.samples_per_prompt": args.samples,
+        "evaluation.temperature": args.temperature,
+    }
+    from actors import launch
+
+    given = [f"--{key}={value}" for key, value in flags.items() if value is not None]
+    for name, value in launch.evaluate(args.target, given + overrides).items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def _config_show(args: argparse.Namespace, overrides: list[str]) -> int:
+    from rlft.config.load import describe_schema, dump_config, load_config
+
+    if args.config is None and not args.all_keys:
+        raise UserError("name a YAML file, or use --all-keys to list every key")
+    if args.config is not None:
+        print(dump_config(load_config(args.config, overrides)), end="")
+    if args.all_keys:
+        print(describe_schema(), end="")
+    return 0
+
+
+def _config_check(args: argparse.Namespace, overrides: list[str]) -> int:
+    from rlft.config.checks import notes
+    from rlft.config.load import load_config
+
+    failed = False
+    for path in args.configs:
+        try:
+            config = load_config(path, overrides)
+        except UserError as error:
+            failed = True
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        print(f"ok: {path}")
+        for note in notes(config):
+            print(f"  note: {note}")
+    return 2 if failed else 0

@@ -1,0 +1,42 @@
+"""algorithm: what is optimised."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlft.config.base import Section
+
+
+class AlgorithmConfig(Section):
+    """algorithm: what is optimised."""
+
+    type: Literal["grpo", "sft"] = "grpo"
+    """`grpo`: group relative policy optimization (Shao et al. 2024, arXiv:2402.03300). `sft`: supervised
+    fine-tuning."""
+    group_size: int = Field(default=8, ge=1)
+    """Samples per prompt. GRPO compares them with each other, so it needs at least 2."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the reference policy (the k3 estimator). Above 0 a scorer is started."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The importance ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The importance ratio is clipped above at 1 + clip_high."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Divide the advantages by the standard deviation of the group's rewards, the batch's, or not at all."""
+    loss_average: Literal["sequence", "token", "max_length"] = "token"
+    """`token`: every token weighs the same (DAPO). `sequence`: every sample weighs the same (GRPO's paper).
+    `max_length`: sum over tokens / max_new_tokens, mean over samples (Dr. GRPO)."""
+    skip_flat_groups: bool = True
+    """Leave out groups whose rewards are all equal: their advantage is 0. The averages still count their tokens, so
+    with kl_coef 0 the update is the same and only time is saved."""
+    num_epochs: int = Field(default=1, ge=1)
+    """Passes over each step's samples."""
+    num_minibatches: int = Field(default=1, ge=1)
+    """Updates per pass; divides loop.prompts_per_step."""
+    off_policy_correction: Literal["auto", "token", "none"] = "auto"
+    """Weigh each token by the truncated ratio of the learner's to the sampler's probability. `auto`: when
+    max_staleness is above 0 or the generator's engine is not the learner's."""
+    off_policy_cap: float = Field(default=2.0, gt=0)
+    """Upper bound of that ratio."""

@@ -1,0 +1,218 @@
+"""What must hold between the keys of a configuration. One small function per idea, listed in CHECKS.
+
+Keys that have no effect are in unused.py, files and GPUs in places.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+from rlft.config.places import check_gpus, check_paths
+from rlft.config.problems import Problem
+from rlft.config.schema import Config
+from rlft.config.unused import check_unused
+
+Purpose = Literal["train", "evaluate"]
+
+
+class Given(NamedTuple):
+    """What a check may know besides the configuration."""
+
+    purpose: Purpose = "train"
+    need_data: bool = False
+    has_rewards: bool = False
+    has_dataset: bool = False
+
+
+def check_config(
+    config: Config,
+    purpose: Purpose = "train",
+    need_data: bool = False,
+    has_rewards: bool = False,
+    has_dataset: bool = False,
+) -> list[str]:
+    """What is wrong between the keys of `config`, as sentences that begin with a key; empty when it can run."""
+    return [str(problem) for problem in find_problems(config, purpose, need_data, has_rewards, has_dataset)]
+
+
+def find_problems(
+    config: Config,
+    purpose: Purpose = "train",
+    need_data: bool = False,
+    has_rewards: bool = False,
+    has_dataset: bool = False,
+) -> list[Problem]:
+    """The same, with the key apart, so that load_config can say where it stands."""
+    given = Given(purpose, need_data, has_rewards, has_dataset)
+    return [problem for check in CHECKS for problem in check(config, given)]
+
+
+def notes(config: Config) -> list[str]:
+    """What is not wrong but must be known before the run starts."""
+    if config.data.path is None:
+        return ["data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)"]
+    return []
+
+
+def check_model(config: Config, _: Given) -> Iterator[Problem]:
+    path, tiny = config.model.path, config.model.tiny
+    if path is None and tiny is None:
+        yield Problem(
+            "model.path",
+            "no model: give model.path (a folder or a name on the Hub), or model.tiny ({} takes its defaults) to make "
+            "a small one",
+        )
+    if path is not None and tiny is not None:
+        yield Problem("model.tiny", f'model.path is set too ("{path}"); keep one of the two')
+
+
+def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
+    tiny = config.model.tiny
+    if tiny is None:
+        return
+    if tiny.hidden_size % tiny.num_heads:
+        yield Problem("model.tiny.hidden_size", f"{tiny.hidden_size} is not divisible by num_heads {tiny.num_heads}")
+    elif (size := tiny.hidden_size // tiny.num_heads) % 2:
+        yield Problem(
+            "model.tiny.hidden_size",
+            f"{tiny.hidden_size} over num_heads {tiny.num_heads} makes heads of size {size}; rotary positions need an "
+            "even size",
+        )
+    if tiny.num_heads % tiny.num_kv_heads:
+        yield Problem("model.tiny.num_kv_heads", f"{tiny.num_kv_heads} does not divide num_heads {tiny.num_heads}")
+    if config.algorithm.type != "sft" and config.generator.max_new_tokens >= tiny.max_length:
+        yield Problem(
+            "generator.max_new_tokens",
+            f"{config.generator.max_new_tokens} leaves no room for a prompt in model.tiny.max_length {tiny.max_length}",
+        )
+
+
+def check_grpo(config: Config, given: Given) -> Iterator[Problem]:
+    algorithm = config.algorithm
+    if algorithm.type == "grpo" and given.purpose == "train" and algorithm.group_size < 2:
+        yield Problem(
+            "algorithm.group_size", "1 sample has nothing to be compared with; GRPO needs at least 2, usually 4 to 16"
+        )
+
+
+def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
+    needed = config.algorithm.type == "grpo" or given.purpose == "evaluate"
+    if needed and not config.rewards.functions and not given.has_rewards:
+        yield Problem(
+            "rewards.functions",
+            "no reward function: name one (`functions: [{function: math}]`; or file.py:function or package.module:function)"
+            ", or pass rewards= from Python",
+        )
+
+
+def check_minibatches(config: Config, _: Given) -> Iterator[Problem]:
+    num, prompts = config.algorithm.num_minibatches, config.loop.prompts_per_step
+    if config.algorithm.type != "sft" and prompts % num:
+        divisors = [str(n) for n in range(1, prompts + 1) if prompts % n == 0]
+        yield Problem(
+            "algorithm.num_minibatches",
+            f"{num} does not divide loop.prompts_per_step {prompts}; expected one of {', '.join(divisors)}",
+        )
+
+
+def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
+    generator = config.generator
+    if generator.min_new_tokens > generator.max_new_tokens:
+        yield Problem(
+            "generator.min_new_tokens",
+            f"{generator.min_new_tokens} is more than generator.max_new_tokens {generator.max_new_tokens}",
+        )
+    if generator.ignore_eos and generator.stop:
+        yield Problem(
+            "generator.ignore_eos", "draws exactly max_new_tokens tokens, but generator.stop is set; keep one"
+        )
+    if generator.ignore_eos and generator.min_new_tokens:
+        yield Problem(
+            "generator.ignore_eos", "draws exactly max_new_tokens tokens, so generator.min_new_tokens means nothing"
+        )
+    for index, text in enumerate(generator.stop):
+        if not text:
+            yield Problem(f"generator.stop.{index}", "is empty, so every completion would end at once")
+
+
+def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
+    evaluation = config.evaluation
+    if given.purpose == "evaluate" and evaluation.path is None:
+        yield Problem("evaluation.path", "nothing to evaluate on: give --data FILE")
+    if evaluation.samples_per_prompt > 1 and evaluation.temperature == 0:
+        yield Problem(
+            "evaluation.samples_per_prompt",
+            f"{evaluation.samples_per_prompt} samples at evaluation.temperature 0 are all the same; set a temperature "
+            "above 0",
+        )
+
+
+def check_learner(config: Config, _: Given) -> Iterator[Problem]:
+    learner, steps = config.learner, config.loop.steps
+    if learner.warmup_steps >= steps:
+        yield Problem(
+            "learner.warmup_steps", f"{learner.warmup_steps} never ends in a run of loop.steps {steps}; expected fewer"
+        )
+    if config.model.dtype == "bfloat16" and learner.zero_stage == 0:
+        yield Problem(
+            "learner.zero_stage",
+            "0 keeps no float32 master weights for model.dtype bfloat16; expected 1, 2 or 3, or leave it out",
+        )
+    for index, beta in enumerate(learner.betas):
+        if not 0 <= beta < 1:
+            yield Problem(f"learner.betas.{index}", f"found {beta}, expected at least 0 and below 1")
+
+
+def check_inline(config: Config, _: Given) -> Iterator[Problem]:
+    if config.cluster.mode != "inline":
+        return
+    counts = {
+        "generator.num_actors": config.generator.num_actors,
+        "rewards.num_actors": config.rewards.num_actors,
+        "scorer.num_actors": config.scorer.num_actors,
+        "learner.num_ranks": config.learner.num_ranks,
+    }
+    for key, count in counts.items():
+        if count > 1:
+            yield Problem(key, f"{count}, but cluster.mode inline is one process; expected 1, or cluster.mode local")
+
+
+def check_run(config: Config, _: Given) -> Iterator[Problem]:
+    name = config.run.name
+    if not name or name in (".", "..") or any(letter in name for letter in "/\\\0"):
+        yield Problem("run.name", f'"{name}" cannot name a folder; expected a name without slashes')
+
+
+def check_data(config: Config, given: Given) -> Iterator[Problem]:
+    if given.need_data and config.data.path is None and not given.has_dataset:
+        yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")
+    if given.has_dataset and config.data.path is not None:
+        yield Problem("data.path", f'"{config.data.path}" would be ignored, because dataset= was passed; keep one')
+
+
+def check_places(config: Config, _: Given) -> Iterator[Problem]:
+    yield from check_paths(config)
+    yield from check_gpus(config)
+
+
+def check_no_effect(config: Config, given: Given) -> Iterator[Problem]:
+    if given.purpose == "train":
+        yield from check_unused(config)
+
+
+CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
+    check_run,
+    check_model,
+    check_tiny,
+    check_data,
+    check_grpo,
+    check_rewards,
+    check_minibatches,
+    check_sampling,
+    check_evaluation,
+    check_learner,
+    check_inline,
+    check_places,
+    check_no_effect,
+)

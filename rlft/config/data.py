@@ -1,0 +1,50 @@
+"""data and evaluation: where prompts come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlft.config.base import Section
+
+
+class DataConfig(Section):
+    """data: the prompts (and, for SFT, the completions) to train on."""
+
+    path: str | None = None
+    """JSONL, JSON or Parquet file, a folder saved by `datasets`, or the name of a data set on the Hub. May stay empty
+    in a driver script that passes `dataset=`."""
+    split: str = "train"
+    """The split, for data sets that have several."""
+    prompt_column: str | None = None
+    """Column with the prompt (text or messages). Found by itself when it has one of the usual names."""
+    completion_column: str | None = None
+    """Column with the completion, for SFT. Found by itself when it has one of the usual names."""
+    system_prompt: str | None = None
+    """Put in front of each conversation. Makes plain text prompts into conversations."""
+    apply_chat_template: bool | None = None
+    """Render prompts with the tokenizer's chat template. Empty: do so for messages, not for plain text."""
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+    shuffle: bool = True
+    """A new order each epoch, a function of run.seed; otherwise the order of the file."""
+
+
+class EvaluationConfig(Section):
+    """evaluation: accuracy and pass@k on held-out prompts, with the run's generator and rewards."""
+
+    path: str | None = None
+    """Held-out file, read like data.path. Empty: no evaluation."""
+    max_rows: int | None = Field(default=200, ge=1)
+    """Use only the first rows."""
+    every: int = Field(default=0, ge=0)
+    """Evaluate every so many steps; 0: only before the first and after the last step."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Completions per prompt, k of pass@k. More than 1 needs a temperature above 0."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 takes the most likely token."""
+    pass_threshold: float = 1.0
+    """A completion passes when its reward is at least this."""

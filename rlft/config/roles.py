@@ -1,0 +1,96 @@
+"""generator, rewards, scorer and learner: the four roles."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rlft.config.base import Actors, Section
+
+
+class GeneratorConfig(Actors):
+    """generator: draws the samples."""
+
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """`transformers` is the embedded engine; `auto` takes vLLM where it is installed and the actor has a GPU."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of training samples."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest completion, in tokens."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """The end-of-sequence token cannot come before so many tokens."""
+    stop: list[str] = []
+    """A completion ends after any of these strings."""
+    max_concurrent: int = Field(default=256, ge=1)
+    """Samples decoded side by side in each generator. More is faster and takes more memory."""
+    ignore_eos: bool = False
+    """Draw exactly max_new_tokens tokens whatever the model says. For benchmarks."""
+
+
+class RewardFunction(Section):
+    """One reward function."""
+
+    function: str
+    """A built-in name, or `file.py:function`, or `package.module:function`."""
+    name: str | None = None
+    """Name in metrics; the function's own name when empty."""
+    weight: float = 1.0
+    """Factor in the sum of rewards."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that one call (the completions of one prompt) may take."""
+    args: dict[str, Any] = {}
+    """Extra keyword arguments for the function."""
+
+
+class RewardsConfig(Actors):
+    """rewards: the functions whose weighted sum is the reward."""
+
+    functions: list[RewardFunction] = []
+    """The reward functions."""
+    max_failed_fraction: float = Field(default=0.2, ge=0, le=1)
+    """The run stops when more than this part of a step's samples could not be scored."""
+
+
+class ScorerConfig(Actors):
+    """scorer: the frozen reference policy, started only when algorithm.kl_coef is above 0."""
+
+
+class LearnerConfig(Section):
+    """learner: DeepSpeed ranks that train the policy."""
+
+    num_ranks: int = Field(default=1, ge=1)
+    """Data-parallel DeepSpeed ranks."""
+    cpus: float = Field(default=1.0, ge=0)
+    """CPU cores that each rank reserves; also its number of threads (at least 1)."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that each rank reserves."""
+    resources: dict[str, float] = {}
+    """Custom Ray resources that each rank reserves."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """What DeepSpeed splits over the ranks: 1 optimizer state, 2 and gradients, 3 and weights. Empty: 0 for one float32
+    rank, 2 otherwise."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, down to min_lr_ratio at the last step."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises linearly from 0."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the last step, as a part of lr. Only for linear and cosine."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay (not on norms and biases)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    tokens_per_micro_batch: int = Field(default=8192, ge=1)
+    """Token budget of one forward and backward pass on a rank."""
+    tokens_per_logit_chunk: int = Field(default=2048, ge=1)
+    """Logits are made for so many tokens at a time, so memory does not grow with batch x vocabulary."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    max_skipped_updates: int = Field(default=5, ge=0)
+    """Updates in a row that may be skipped for a non-finite loss or gradient before the run stops."""

@@ -1,0 +1,27 @@
+"""The whole configuration of a run. One home for each key; the sections are in the files beside this one."""
+
+from __future__ import annotations
+
+from rlft.config.algorithm import AlgorithmConfig
+from rlft.config.base import Section
+from rlft.config.data import DataConfig, EvaluationConfig
+from rlft.config.model import ModelConfig
+from rlft.config.roles import GeneratorConfig, LearnerConfig, RewardsConfig, ScorerConfig
+from rlft.config.run import ClusterConfig, LoopConfig, RunConfig, TrackingConfig
+
+
+class Config(Section):
+    """Everything that a run needs to know."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    learner: LearnerConfig = LearnerConfig()
+    loop: LoopConfig = LoopConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()

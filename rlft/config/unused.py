@@ -1,0 +1,102 @@
+"""Nothing is ignored in silence: a key that the user changed and that has no effect in this combination is an error.
+
+A key that is set to its default is left alone, so that a complete dump of a configuration loads again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from typing import Any, NamedTuple
+
+from rlft.config.base import Section
+from rlft.config.problems import Problem
+from rlft.config.schema import Config
+
+
+class Rule(NamedTuple):
+    """When `applies`, the `keys` (patterns) have no effect."""
+
+    applies: Callable[[Config], bool]
+    keys: tuple[str, ...]
+    because: str
+
+
+# The first rule that names a key explains it.
+RULES = (
+    Rule(
+        lambda config: config.algorithm.type == "sft",
+        (
+            "generator.*",
+            "rewards.*",
+            "scorer.*",
+            "evaluation.*",
+            "algorithm.group_size",
+            "algorithm.kl_coef",
+            "algorithm.clip_*",
+            "algorithm.advantage_scale",
+            "algorithm.skip_flat_groups",
+            "algorithm.num_epochs",
+            "algorithm.num_minibatches",
+            "algorithm.off_policy_*",
+            "loop.max_staleness",
+            "loop.probe_*",
+            "tracking.rollouts_every",
+        ),
+        "algorithm.type is sft, which draws no samples",
+    ),
+    Rule(
+        lambda config: config.algorithm.type != "sft",
+        ("data.completion_column",),
+        "algorithm.type is not sft, so completions are drawn and not read",
+    ),
+    Rule(
+        lambda config: config.algorithm.kl_coef == 0,
+        ("scorer.*",),
+        "algorithm.kl_coef is 0, so no scorer is started",
+    ),
+    Rule(
+        lambda config: config.evaluation.path is None,
+        ("evaluation.*",),
+        "evaluation.path is empty, so nothing is evaluated",
+    ),
+    Rule(
+        lambda config: config.algorithm.off_policy_correction == "none",
+        ("algorithm.off_policy_cap",),
+        "algorithm.off_policy_correction is none",
+    ),
+    Rule(
+        lambda config: config.learner.schedule == "constant",
+        ("learner.min_lr_ratio",),
+        "learner.schedule is constant; it needs linear or cosine",
+    ),
+    Rule(
+        lambda config: config.cluster.mode != "ray",
+        ("cluster.address",),
+        "only cluster.mode ray joins an existing cluster",
+    ),
+)
+
+
+def check_unused(config: Config) -> Iterator[Problem]:
+    """A problem for each changed key that has no effect."""
+    rules = [rule for rule in RULES if rule.applies(config)]
+    for key in changed_keys(config):
+        for rule in rules:
+            if any(fnmatch(key, pattern) for pattern in rule.keys):
+                yield Problem(key, f"has no effect, because {rule.because}; take it out")
+                break
+
+
+def changed_keys(section: Section, prefix: str = "") -> list[str]:
+    """The keys that were set and differ from their default, dotted."""
+    changed: list[str] = []
+    for name, field in type(section).model_fields.items():
+        if name not in section.model_fields_set:
+            continue
+        value: Any = getattr(section, name)
+        if isinstance(value, Section):
+            changed += changed_keys(value, f"{prefix}{name}.")
+        elif field.is_required() or value != field.get_default(call_default_factory=True):
+            changed.append(prefix + name)
+    return changed

@@ -1,0 +1,170 @@
+"""Finds out which columns of a data set hold the prompt and the completion, and in which form.
+
+Knows nothing about tokenizers: it looks at rows and tells what it saw in one line for people.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlft.data.reading import Rows
+from rlft.errors import UserError
+
+PROMPT_COLUMNS = (
+    *("prompt", "messages", "conversations", "conversation", "question", "problem"),
+    *("instruction", "query", "input"),
+)
+COMPLETION_COLUMNS = ("completion", "response", "output", "answer", "solution", "target")
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")  # hold both sides of the talk
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DataShape:
+    """Where prompts (and completions) are. `kind` is the prompt column's form. `completion_column` equal to
+    `prompt_column` means the last assistant turn of the conversation; None means that no completion was asked for."""
+
+    kind: Literal["text", "messages"]
+    prompt_column: str
+    completion_column: str | None
+    context_column: str | None  # text put under the prompt: `input` of rows with `instruction` and `input`
+    num_rows: int
+    other_columns: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line, like "question -> prompt (text); 300 rows; other columns: answer, source_line"."""
+        prompt = f"{self.prompt_column} + {self.context_column}" if self.context_column else self.prompt_column
+        line = f"{prompt} -> prompt ({self.kind})"
+        if self.completion_column == self.prompt_column:
+            line += f", last assistant turn of {self.prompt_column} -> completion"
+        elif self.completion_column:
+            line += f", {self.completion_column} -> completion"
+        return f"{line}; {self.num_rows} rows; other columns: {', '.join(self.other_columns) or 'none'}"
+
+
+def detect_shape(
+    data: Rows, *, prompt_column: str | None, completion_column: str | None, need_completion: bool
+) -> DataShape:
+    """The shape of `data`. Configured columns are used as they are; otherwise the usual names are tried in order.
+
+    Raises UserError when a configured column does not exist or none of the usual names does.
+    """
+    columns = data.columns()
+    _check_column("data.prompt_column", prompt_column, columns, data.source)
+    prompt = prompt_column or next((name for name in PROMPT_COLUMNS if name in columns), None)
+    if prompt is None:
+        raise UserError(
+            f"{data.source}: no column looks like a prompt. Columns there: {', '.join(columns) or 'none'}; tried "
+            f"{', '.join(PROMPT_COLUMNS)}. Name the right one with data.prompt_column."
+        )
+    first = next((row[prompt] for row in data.rows if row.get(prompt) is not None), None)
+    kind: Literal["text", "messages"] = "messages" if isinstance(first, list | tuple) else "text"
+    completion = None
+    if need_completion:
+        _check_column("data.completion_column", completion_column, columns, data.source)
+        completion = completion_column or _find_completion(data, columns, prompt, kind)
+    both = prompt == "instruction" and prompt_column is None and "input" in columns and completion != "input"
+    context = "input" if both else None
+    used = {prompt, completion, context}
+    others = tuple(name for name in columns if name not in used)
+    return DataShape(kind, prompt, completion, context, len(data.rows), others)
+
+
+def prompt_text(row: Mapping[str, Any], place: str, shape: DataShape) -> str:
+    """The prompt of a row of kind "text". Raises UserError naming `place` when it is not text."""
+    text = _text(row, shape.prompt_column, place)
+    context = row.get(shape.context_column) if shape.context_column else None
+    return f"{text}\n\n{context}" if context else text
+
+
+def completion_text(row: Mapping[str, Any], place: str, shape: DataShape) -> str:
+    """The completion of a row whose prompt is text. A list with one assistant message counts as its content."""
+    assert shape.completion_column is not None
+    value = row.get(shape.completion_column)
+    if isinstance(value, list | tuple):
+        turns = _messages(value, shape.completion_column, place)
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            raise UserError(
+                f"{place}: column {shape.completion_column!r} holds {len(turns)} messages. "
+                "Expected text or one assistant message."
+            )
+        return turns[0]["content"]
+    return _text(row, shape.completion_column, place)
+
+
+def prompt_messages(row: Mapping[str, Any], place: str, shape: DataShape) -> list[dict[str, str]]:
+    """The conversation before the answer, of a row of kind "messages": a last assistant turn is left out."""
+    turns = _messages(row.get(shape.prompt_column), shape.prompt_column, place)
+    if turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    if not turns:
+        raise UserError(f"{place}: column {shape.prompt_column!r} has only an assistant turn, so there is no prompt.")
+    return turns
+
+
+def last_assistant_turn(row: Mapping[str, Any], place: str, shape: DataShape) -> str:
+    """The content of the assistant turn that ends the conversation."""
+    turns = _messages(row.get(shape.prompt_column), shape.prompt_column, place)
+    if turns[-1]["role"] != "assistant":
+        raise UserError(
+            f"{place}: the conversation in {shape.prompt_column!r} ends with a turn of {turns[-1]['role']!r}. Expected "
+            "an assistant turn to learn from, or name the column that has it with data.completion_column."
+        )
+    return turns[-1]["content"]
+
+
+def _find_completion(data: Rows, columns: Sequence[str], prompt: str, kind: str) -> str:
+    names = (*COMPLETION_COLUMNS, prompt) if kind == "messages" else COMPLETION_COLUMNS
+    if kind == "messages" and prompt in CONVERSATION_COLUMNS:
+        names = (prompt,)
+    found = next((name for name in names if name in columns and (name != prompt or kind == "messages")), None)
+    if found is None:
+        raise UserError(
+            f"{data.source}: no column looks like a completion to learn from. Columns there: {', '.join(columns)}; "
+            f"tried {', '.join(COMPLETION_COLUMNS)}. Name the right one with data.completion_column."
+        )
+    return found
+
+
+def _check_column(key: str, name: str | None, columns: Sequence[str], source: str) -> None:
+    if name is None or name in columns:
+        return
+    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{key}: {source} has no column {name!r}.{hint} Columns there: {', '.join(columns) or 'none'}.")
+
+
+def _text(row: Mapping[str, Any], column: str, place: str) -> str:
+    value = row.get(column)
+    if isinstance(value, str):
+        return value
+    found = "missing" if column not in row else "empty (null)" if value is None else f"a {type(value).__name__}"
+    raise UserError(f"{place}: column {column!r} is {found}. Expected text, as in the other rows.")
+
+
+def _messages(value: Any, column: str, place: str) -> list[dict[str, str]]:
+    if not isinstance(value, list | tuple) or not value:
+        found = (
+            "an empty list" if value in ([], ()) else f"a {type(value).__name__}" if value is not None else "missing"
+        )
+        raise UserError(f"{place}: column {column!r} is {found}. Expected a list of {{role, content}} messages.")
+    return [_message(turn, column, place, number) for number, turn in enumerate(value, start=1)]
+
+
+def _message(turn: Any, column: str, place: str, number: int) -> dict[str, str]:
+    """One message as {role, content}; the {from, value} form of ShareGPT is understood."""
+    if isinstance(turn, Mapping):
+        role, content = turn.get("role"), turn.get("content")
+        if "role" not in turn and "from" in turn:
+            role, content = turn["from"], turn.get("value")
+            role = {"human": "user", "gpt": "assistant"}.get(str(role), role)
+        if isinstance(role, str) and isinstance(content, str):
+            return {"role": role, "content": content}
+    keys = f"keys {', '.join(map(str, turn))}" if isinstance(turn, Mapping) else f"a {type(turn).__name__}"
+    raise UserError(
+        f"{place}: message {number} of column {column!r} has {keys}. Expected texts under role and content."
+    )

@@ -1,0 +1,83 @@
+"""The learner as loops see it, over its DeepSpeed ranks: deals the work out, brings the answers together.
+
+Knows nothing about DeepSpeed or Ray: a rank is reached through `call`, which runs one method on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlft.batch import plan_micro_batches
+from rlft.config import Config
+from rlft.config.derived import learning_rate
+from rlft.engines.scoring import in_order
+from rlft.errors import RunError
+from rlft.roles import Metrics
+from rlft.samples import Group, Totals
+
+Call = Callable[[str, Sequence[tuple[Any, ...]]], list[Any]]  # method, arguments for each rank -> answer of each rank
+
+
+class RankedLearner:
+    """See rlft.roles.Learner."""
+
+    def __init__(self, config: Config, call: Call) -> None:
+        self._config, self._call = config, call
+        self._num_ranks = config.learner.num_ranks
+        self._skipped_in_a_row = 0
+        self._skipped = 0
+
+    def _plan(self, groups: Sequence[Group]) -> list[list[list[Group]]]:
+        return plan_micro_batches(groups, self._num_ranks, self._config.learner.tokens_per_micro_batch)
+
+    def _same(self, *args: Any) -> list[tuple[Any, ...]]:
+        return [args] * self._num_ranks
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """See rlft.roles.Learner."""
+        plan = self._plan(groups)
+        return in_order(groups, plan, self._call("logprobs", [(part,) for part in plan]))
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+        """See rlft.roles.Learner. Counts updates skipped for a non-finite loss or gradient; raises RunError when more
+        than learner.max_skipped_updates are skipped in a row."""
+        lr = learning_rate(self._config, step)
+        num_tokens = max(1, sum(sample.num_trained for group in groups for sample in group.samples))
+        answers = self._call("update", [(part, totals, lr) for part in self._plan(groups)])
+        loss = sum(a.loss for a in answers)
+        if len({a.applied for a in answers}) != 1:
+            raise RunError(f"step {step}: some learner ranks applied the update and some did not: {answers}")
+        if answers[0].applied:
+            self._skipped_in_a_row = 0
+        else:
+            self._skipped_in_a_row += 1
+            self._skipped += 1
+            if self._skipped_in_a_row > self._config.learner.max_skipped_updates:
+                raise RunError(
+                    f"step {step}: {self._skipped_in_a_row} updates in a row were skipped because loss or gradient was "
+                    f"not finite (loss {loss}, gradient norm {answers[0].grad_norm}). Weights are those before the "
+                    "first of them. Look at the rewards and log-probs of the last rollouts; a lower learner.lr often "
+                    "mends it; learner.max_skipped_updates sets the limit."
+                )
+        metrics = {"policy/loss": loss, "policy/grad_norm": answers[0].grad_norm, "policy/lr": lr}
+        metrics["policy/skipped_updates"] = float(self._skipped)
+        for name in {name: None for a in answers for name in a.sums}:
+            values = [a.sums[name] for a in answers if name in a.sums]
+            metrics[name] = max(values) if name.endswith("_max") else sum(values) / num_tokens
+        return metrics
+
+    def publish(self, version: int, everything: bool = False) -> Any:
+        """See rlft.roles.Learner."""
+        return self._call("publish", self._same(version, everything))[0]
+
+    def save(self, folder: Path) -> None:
+        """See rlft.roles.Learner."""
+        self._call("save", self._same(folder))
+
+    def restore(self, folder: Path) -> None:
+        """See rlft.roles.Learner."""
+        self._call("restore", self._same(folder))

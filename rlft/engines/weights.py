@@ -1,0 +1,129 @@
+"""Weights on their way from the learner to a generator: names, buckets of bytes, fingerprints, and proof of arrival.
+
+Knows nothing about Ray or about how bytes travel: a bucket is an array here, and whatever carries it elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlft.errors import WeightSyncError
+
+BUCKET_BYTES = 64 << 20  # large enough that a message's overhead vanishes, small beside any model worth splitting
+_CHUNK = 1 << 22  # words hashed at a time: 32 MB of scratch
+_MULTIPLIER = -7046029254386353131  # 0x9E3779B97F4A7C15, odd, so that the products below lose nothing
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies and what it must hash to."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # "float32", "bfloat16", ...
+    bucket: int
+    offset: int  # in bytes
+    num_bytes: int
+    fingerprint: int
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """One version of the weights."""
+
+    version: int
+    entries: tuple[TensorEntry, ...]
+    buckets: tuple[Any, ...]  # uint8 arrays, or what a transport puts in their place
+    complete: bool  # every parameter, not only those that train
+    trainable: tuple[str, ...]  # names of the parameters that every later update must bring
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(e.num_bytes for e in self.entries)
+
+
+def fingerprint(tensor: Tensor) -> int:
+    """64-bit hash of a tensor's bytes that depends on each word and its place, computed where the tensor is: the sum of
+    word[i] * (2 i + 1) * odd constant, modulo 2**64. Integers, so the same on every device and for every order of
+    summation. A changed, moved or missing word changes it; it is a check against mistakes, not against malice."""
+    flat = tensor.detach().contiguous().flatten()
+    size = flat.element_size()
+    words = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    total = 0
+    for start in range(0, len(words), _CHUNK):
+        part = words[start : start + _CHUNK].to(torch.int64)
+        place = torch.arange(start, start + len(part), device=part.device, dtype=torch.int64)
+        total += int((part * ((2 * place + 1) * _MULTIPLIER)).sum())
+    return total % (1 << 64)
+
+
+def pack_weights(
+    tensors: Iterable[tuple[str, Tensor]], version: int, complete: bool, trainable: Sequence[str]
+) -> WeightUpdate:
+    """Copy tensors into buckets and note where each lies."""
+    entries: list[TensorEntry] = []
+    buckets: list[list[np.ndarray]] = [[]]
+    offset = 0
+    for name, tensor in tensors:
+        data = tensor.detach().cpu().contiguous()
+        raw = data.flatten().view(torch.uint8).numpy().copy()
+        if offset and offset + len(raw) > BUCKET_BYTES:
+            buckets.append([])
+            offset = 0
+        dtype = str(data.dtype).removeprefix("torch.")
+        entries.append(
+            TensorEntry(name, tuple(data.shape), dtype, len(buckets) - 1, offset, len(raw), fingerprint(data))
+        )
+        buckets[-1].append(raw)
+        offset += len(raw)
+    joined = tuple(np.concatenate(b) if b else np.zeros(0, np.uint8) for b in buckets)
+    return WeightUpdate(version, tuple(entries), joined, complete, tuple(trainable))
+
+
+def load_weights(update: WeightUpdate, targets: Mapping[str, Tensor], expected: Sequence[str], who: str) -> None:
+    """Copy an update into `targets` and verify that each tensor now hashes to what the learner published.
+
+    Args:
+        targets: the generator's parameters by name.
+        expected: names that this update must bring, neither more nor fewer.
+        who: the generator, for messages.
+
+    Raises:
+        WeightSyncError: names the tensor, the version and the generator.
+    """
+    names = [entry.name for entry in update.entries]
+    for kind, odd in (("lacks", set(expected) - set(names)), ("brings unknown", set(names) - set(expected))):
+        if odd:
+            some = ", ".join(sorted(odd)[:3])
+            raise WeightSyncError(f"{who}: weight version {update.version} {kind} {len(odd)} tensors: {some}")
+    arrays = [np.asarray(bucket) for bucket in update.buckets]
+    with torch.no_grad():
+        for entry in update.entries:
+            target = targets[entry.name]
+            found = (tuple(target.shape), str(target.dtype).removeprefix("torch."))
+            if found != (entry.shape, entry.dtype):
+                raise WeightSyncError(
+                    f"{who}: tensor {entry.name} of weight version {update.version} is {entry.dtype} {entry.shape} at "
+                    f"the learner but {found[1]} {found[0]} here: were both built from the same model?"
+                )
+            raw = arrays[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
+            target.copy_(torch.frombuffer(bytearray(raw), dtype=target.dtype).view(target.shape))
+    verify_weights(update, targets, who)
+
+
+def verify_weights(update: WeightUpdate, targets: Mapping[str, Tensor], who: str) -> None:
+    """Compare what `targets` hold with what the update says, tensor by tensor. Raises WeightSyncError."""
+    for entry in update.entries:
+        if fingerprint(targets[entry.name]) != entry.fingerprint:
+            raise WeightSyncError(
+                f"{who}: tensor {entry.name} does not hold the bytes of weight version {update.version} after loading: "
+                f"expected fingerprint {entry.fingerprint:016x}, found {fingerprint(targets[entry.name]):016x}. "
+                "The generator serves nothing until a load is verified."
+            )

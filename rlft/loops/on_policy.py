@@ -1,0 +1,96 @@
+"""The training loop for policies that learn from their own samples. Start reading here.
+
+    restore -> sync weights -> each step: rollouts -> advantages -> reference -> learn -> sync weights -> log, save
+
+Synchronous training is this loop with max_staleness 0: the rollouts of a step begin only when the weights that they are
+to train have arrived. With max_staleness k, rollouts of k further steps are under way meanwhile. Knows the roles only
+by their Protocols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rewards.combine import check_failures
+from rlft.config import Config
+from rlft.evaluation.accuracy import Evaluation
+from rlft.loops.clock import Clock
+from rlft.loops.credit import assign_advantages, rollout_metrics, select
+from rlft.loops.rollouts import PromptSource, Rollouts
+from rlft.loops.sync import WeightSync, probe_group
+from rlft.roles import Generator, Learner, Metrics, Rewarder, Scorer
+from rlft.runs.run import Run
+from rlft.samples import Group
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Who plays. `background`: roles run in other processes, so waiting for them can be left to threads."""
+
+    generator: Generator
+    rewarder: Rewarder
+    learner: Learner
+    scorer: Scorer | None
+    background: bool
+
+
+def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, run: Run, config: Config) -> None:
+    """Train until loop.steps, from where the run's last checkpoint stands."""
+    ahead, steps = config.loop.max_staleness, config.loop.steps
+    step, ready = run.restore(roles.learner)
+    sync = WeightSync(roles.learner, roles.generator, probe_group(prompts.batch(0, 64)), config)
+    sync(version=step)
+    rollouts = Rollouts(roles.generator, roles.rewarder, prompts, config, roles.background, ready)
+    if evaluation and (step == 0 or step >= steps):
+        run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
+    while step < steps:
+        clock = Clock()
+        rollouts.start_through(step + ahead, first=step, version=step)
+        with clock("wait"):
+            rollout = rollouts.take(step)
+        check_failures(rollout.groups, config.rewards.max_failed_fraction)
+        groups = assign_advantages(rollout.groups, config.algorithm.advantage_scale)
+        metrics = rollout_metrics(groups, version=step)
+        metrics |= learn(roles, groups, step, config, clock)
+        step += 1
+        with clock("sync"):
+            metrics |= sync(version=step)
+        run.log_step(step, metrics, groups, clock, rollout.generate_s, rollout.score_s)
+        if evaluation and evaluation.is_due(step, steps):
+            run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
+        if run.save_is_due(step):
+            run.save(step, roles.learner, rollouts.settle)
+    rollouts.close()
+
+
+def learn(roles: Roles, groups: Sequence[Group], step: int, config: Config, clock: Clock) -> Metrics:
+    """All updates of a step: num_epochs passes over its samples in num_minibatches parts, each part one update."""
+    settings = config.algorithm
+    num_updates = settings.num_epochs * settings.num_minibatches
+    trained, _ = select(groups, settings, config.generator.max_new_tokens)
+    if roles.scorer is not None:
+        with clock("reference"):
+            groups = _annotate(groups, trained, roles.scorer.logprobs(trained), "ref_logprobs")
+    with clock("learn"):
+        if num_updates > 1:
+            groups = _annotate(groups, trained, roles.learner.logprobs(trained), "old_logprobs")
+        all_metrics = []
+        size = len(groups) // settings.num_minibatches
+        for start in [*range(0, size * settings.num_minibatches, size)] * settings.num_epochs:
+            part, totals = select(groups[start : start + size], settings, config.generator.max_new_tokens)
+            all_metrics.append(roles.learner.update(part, totals, step))
+    names = all_metrics[0].keys()
+    mean = {name: sum(m[name] for m in all_metrics if name in m) / num_updates for name in names}
+    return mean | {"policy/skipped_updates": all_metrics[-1]["policy/skipped_updates"]}
+
+
+def _annotate(groups: Sequence[Group], scored: Sequence[Group], arrays: list, name: str) -> list[Group]:
+    """Put an array on each sample that was scored."""
+    by_sample = {
+        id(s): array for g, row in zip(scored, arrays, strict=True) for s, array in zip(g.samples, row, strict=True)
+    }
+    return [
+        g.with_samples([replace(s, **{name: by_sample[id(s)]}) if id(s) in by_sample else s for s in g.samples])
+        for g in groups
+    ]

@@ -1,0 +1,54 @@
+"""Weight sync as a loop sees it: publish and load are two ends of one operation, and a probe proves the result."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlft.config import Config
+from rlft.config.derived import probe_tolerance
+from rlft.errors import WeightSyncError
+from rlft.roles import Generator, Learner
+from rlft.samples import Group, Prompt, Sample
+
+
+def probe_group(prompts: list[Prompt]) -> Group:
+    """The longest of these prompts as a sample whose own tokens are scored."""
+    prompt = max(prompts, key=lambda p: len(p.token_ids))
+    ids = prompt.token_ids if len(prompt.token_ids) > 1 else np.repeat(prompt.token_ids, 2)
+    mask = np.arange(len(ids)) > 0
+    nothing = np.zeros(len(ids), dtype=np.float32)
+    return Group(prompt, (Sample(ids, mask, nothing, np.full(len(ids), -1, np.int32), "stop", 0, prompt.text),))
+
+
+class WeightSync:
+    """Brings generators onto the learner's weights, provably."""
+
+    def __init__(self, learner: Learner, generator: Generator, probe: Group, config: Config) -> None:
+        self._learner, self._generator, self._probe = learner, generator, probe
+        self._every, self._tolerance = config.loop.probe_every, probe_tolerance(config)
+        self._count = 0
+
+    def __call__(self, version: int) -> dict[str, float]:
+        """Publish, load, verify; at the first call every parameter, later those that train. Metrics of the sync."""
+        update = self._learner.publish(version, everything=self._count == 0)
+        self._generator.load(update)
+        metrics = {"sync/version": float(version), "sync/bytes": float(update.num_bytes)}
+        if self._count == 0 or (self._every and self._count % self._every == 0):
+            metrics["sync/probe_diff"] = self._check(version)
+        self._count += 1
+        return metrics
+
+    def _check(self, version: int) -> float:
+        """Largest difference of a token's log-prob between generator and learner."""
+        ours = self._learner.logprobs([self._probe])[0][0]
+        theirs = self._generator.token_logprobs(self._probe)[0]
+        diff = float(np.abs(ours - theirs).max())
+        if not diff <= self._tolerance:
+            at = int(np.abs(ours - theirs).argmax())
+            raise WeightSyncError(
+                f"probe after weight version {version}: generator and learner disagree on prompt "
+                f"{self._probe.prompt.id}, token {at}: log-prob {theirs[at]:.6g} against {ours[at]:.6g}, a difference of "
+                f"{diff:.3g}, allowed is {self._tolerance:g} (loop.probe_tolerance). Every tensor arrived intact, so the "
+                "two compute differently: look at dtype, attention and the versions of the libraries on both sides."
+            )
+        return diff

@@ -1,0 +1,79 @@
+"""The four roles that a training loop knows. Loops see only these Protocols: whether a role is an object in this process
+or forty actors on a cluster is decided in `actors/launch.py`.
+
+Calls block until their result is there. The two that may take long and should overlap with other work, `generate` and
+`score`, start their work when called and hand it over piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlft.samples import Group, Prompt, SamplingParams, Totals
+
+Metrics = dict[str, float]
+
+
+class Generator(Protocol):
+    """Draws samples. Serves only the weight version that it can prove it holds."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], params: SamplingParams, version: int
+    ) -> Iterator[tuple[int, Group]]:
+        """Start drawing `params.num_samples` samples for each prompt and yield (place in `prompts`, group) as groups
+        finish. `seeds[i][j]` is the seed of sample j of prompt i. Raises WeightSyncError when the generator is not on
+        `version`."""
+        ...
+
+    def load(self, update: Any) -> None:
+        """Take over published weights (`rlft.engines.weights.WeightUpdate`) and verify every tensor."""
+        ...
+
+    def token_logprobs(self, group: Group) -> list[np.ndarray]:
+        """The generator's own log-prob of each token, f32 [T] per sample, under the weights it holds. For the probe."""
+        ...
+
+
+class Rewarder(Protocol):
+    """Gives rewards. A failure is a status on the sample, never a number."""
+
+    def score(self, groups: Iterator[tuple[int, Group]]) -> Iterator[tuple[int, Group]]:
+        """Yield each incoming group with `reward` and `reward_parts` filled in, in any order, as they are ready."""
+        ...
+
+
+class Scorer(Protocol):
+    """Gives log-probs of tokens under a frozen model: the reference policy, or a teacher."""
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """Log-prob of each trained token, f32 [T] for each sample of each group, 0 elsewhere."""
+        ...
+
+
+class Learner(Protocol):
+    """Holds the policy that is trained."""
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """Log-prob of each trained token under the current weights, shaped as in Scorer.logprobs."""
+        ...
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+        """One optimizer step on these groups, the loss divided by `totals`. `step` sets the learning rate. An update
+        whose loss or gradient is not finite is skipped and counted; RunError after too many in a row."""
+        ...
+
+    def publish(self, version: int, everything: bool = False) -> Any:
+        """The trainable weights (or every weight) as a WeightUpdate, for `Generator.load`."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the Hugging Face model and everything that `restore` needs into `folder`."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Go back exactly to what `save` wrote there."""
+        ...

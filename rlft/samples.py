@@ -1,0 +1,119 @@
+"""What travels between processes: prompts, the samples drawn for them, and their rewards.
+
+Frozen dataclasses of numpy and builtins, so that Ray hands them over without copying the arrays. Knows nothing about
+torch, Ray or any engine. One flat token sequence per sample; entry t of every array describes token t.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+RewardStatus = Literal["ok", "none", "error", "timeout"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, ready for a generator."""
+
+    id: str  # names the row it came from, e.g. "train.jsonl:17"
+    token_ids: np.ndarray  # int32 [P]
+    text: str  # the prompt as the model sees it, template included
+    messages: tuple[Mapping[str, str], ...] | None  # the conversation, when the data is chat
+    columns: Mapping[str, Any]  # every column of the row, ground truth among them
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """What one reward function said of one sample. `value` is None exactly when `status` is not "ok"."""
+
+    value: float | None
+    status: RewardStatus
+    detail: str = ""  # for people: the error, or why
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion, with its prompt in front: T = prompt tokens + completion tokens."""
+
+    token_ids: np.ndarray  # int32 [T]
+    loss_mask: np.ndarray  # bool [T], True on tokens to train on
+    logprobs: np.ndarray  # f32 [T], the sampler's log-prob of each token; 0 where loss_mask is False
+    weight_versions: np.ndarray  # int32 [T], version of the weights that made the token; -1 where nobody sampled it
+    finish_reason: FinishReason
+    seed: int
+    text: str  # the decoded completion, special tokens left out
+    reward: float | None = None  # the weighted sum; None when a part failed, and the sample is not trained on
+    reward_parts: Mapping[str, RewardResult] = field(default_factory=dict)
+    advantages: np.ndarray | None = None  # f32 [T]
+    old_logprobs: np.ndarray | None = None  # f32 [T], the learner's before its first update on this sample
+    ref_logprobs: np.ndarray | None = None  # f32 [T], the reference policy's
+
+    @property
+    def num_trained(self) -> int:
+        """Number of tokens that are trained on."""
+        return int(self.loss_mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The samples of one prompt. Every sample begins with the prompt's tokens."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+
+    def with_samples(self, samples: Sequence[Sample]) -> Group:
+        """The same prompt with other samples."""
+        return replace(self, samples=tuple(samples))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to draw. `temperature` 0 takes the most likely token. Training draws from the whole distribution (no top-p,
+    no top-k), because a learner cannot reproduce renormalised probabilities."""
+
+    num_samples: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False  # draw exactly max_new_tokens tokens; for benchmarks
+
+
+def sample_seed(seed: int, step: int, position: int, index: int) -> int:
+    """The sampling seed of one sample, in [0, 2**63): a function of the run's seed, the step, the prompt's place in the
+    step's batch and the sample's index in its group. Hence a restarted generator makes the same sample again."""
+    digest = hashlib.blake2b(np.array([seed, step, position, index], dtype="<i8").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over the whole update: all ranks, all micro-batches. Losses are sums divided by these, so that one batch,
+    its micro-batches, its packing and any number of ranks give the same result."""
+
+    num_tokens: int  # trained tokens
+    num_samples: int
+    max_new_tokens: int  # longest completion allowed
+
+    def token_weight(self, average: str, num_trained: int) -> float:
+        """Weight in the loss of each token of a sample with `num_trained` trained tokens."""
+        if average == "token":
+            return 1.0 / self.num_tokens
+        if average == "sequence":
+            return 1.0 / (num_trained * self.num_samples)
+        if average == "max_length":
+            return 1.0 / (self.max_new_tokens * self.num_samples)
+        raise ValueError(f"unknown average {average!r}")
+
+
+def count_totals(groups: Sequence[Group], max_new_tokens: int) -> Totals:
+    """Totals over these groups; at least 1 each, so that an empty update divides by something."""
+    samples = [sample for group in groups for sample in group.samples]
+    return Totals(max(1, sum(s.num_trained for s in samples)), max(1, len(samples)), max_new_tokens)

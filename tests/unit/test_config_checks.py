@@ -1,0 +1,163 @@
+"""What must hold between keys. Each case is a combination that must be refused, and the key that is named."""
+
+import pytest
+
+from rlft.config import places
+from rlft.config.checks import check_config, notes
+from rlft.config.load import dump_config, load_config
+from rlft.errors import UserError
+
+BASE = {"model": {"tiny": {}}, "rewards": {"functions": [{"function": "exact_match"}]}}
+SFT = {"model": {"tiny": {}}, "algorithm.type": "sft", "rewards.functions": []}
+
+
+def problems_of(changes, **given) -> str:
+    try:
+        load_config(BASE, changes, **given)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_the_base_is_right():
+    assert problems_of({}) == ""
+    assert problems_of(SFT) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"algorithm.group_size": 1}, "algorithm.group_size: 1 sample has nothing"),
+        ({"algorithm.num_minibatches": 5}, "algorithm.num_minibatches: 5 does not divide"),
+        ({"model.tiny": None}, "model.path: no model"),
+        ({"model.path": "Qwen/Qwen3-1.7B"}, "model.tiny: model.path is set too"),
+        ({"model.tiny.hidden_size": 100}, "model.tiny.hidden_size: 100 is not divisible by num_heads 6"),
+        ({"model.tiny.hidden_size": 18}, "heads of size 3"),
+        ({"model.tiny.num_kv_heads": 4}, "model.tiny.num_kv_heads: 4 does not divide num_heads 6"),
+        ({"generator.max_new_tokens": 512}, "generator.max_new_tokens: 512 leaves no room"),
+        ({"rewards.functions": []}, "rewards.functions: no reward function"),
+        ({"cluster.mode": "inline", "generator.num_actors": 2}, "generator.num_actors: 2, but cluster.mode inline"),
+        ({"cluster.mode": "inline", "learner.num_ranks": 2}, "learner.num_ranks: 2, but cluster.mode inline"),
+        ({"scorer.cpus": 2}, "scorer.cpus: has no effect, because algorithm.kl_coef is 0"),
+        ({"cluster.address": "auto"}, "cluster.address: has no effect"),
+        ({"learner.min_lr_ratio": 0.1}, "learner.min_lr_ratio: has no effect"),
+        ({"evaluation.every": 5}, "evaluation.every: has no effect"),
+        ({"algorithm.off_policy_correction": "none", "algorithm.off_policy_cap": 3}, "off_policy_cap: has no effect"),
+        ({"data.completion_column": "answer"}, "data.completion_column: has no effect"),
+        ({"learner.warmup_steps": 100}, "learner.warmup_steps: 100 never ends"),
+        ({"evaluation.samples_per_prompt": 4}, "evaluation.samples_per_prompt: 4 samples at evaluation.temperature 0"),
+        ({"generator.min_new_tokens": 300}, "generator.min_new_tokens: 300 is more than"),
+        ({"generator.ignore_eos": True, "generator.stop": ["x"]}, "generator.ignore_eos: draws exactly"),
+        ({"generator.ignore_eos": True, "generator.min_new_tokens": 2}, "generator.ignore_eos: draws exactly"),
+        ({"generator.stop": ["x", ""]}, "generator.stop.1: is empty"),
+        ({"model.dtype": "bfloat16", "learner.zero_stage": 0}, "learner.zero_stage: 0 keeps no float32"),
+        ({"learner.betas": [0.9, 1.0]}, "learner.betas.1: found 1.0"),
+        ({"run.name": "a/b"}, "cannot name a folder"),
+        ({"model.tiny": None, "model.path": "./nowhere"}, 'model.path: "./nowhere" does not exist'),
+        ({"data.path": "nowhere.jsonl"}, 'data.path: "nowhere.jsonl" does not exist'),
+        ({"evaluation.path": "~/nowhere"}, 'evaluation.path: "~/nowhere" does not exist'),
+        ({"model.chat_template": "no.jinja"}, 'model.chat_template: "no.jinja" is no file'),
+        ({"rewards.functions.0.function": "no.py:f"}, 'rewards.functions.0.function: the file "no.py" does not exist'),
+    ],
+)
+def test_impossible_combinations(changes, said):
+    assert said in problems_of(changes)
+
+
+@pytest.mark.parametrize(
+    "key_and_value",
+    [
+        ("generator.temperature", 0.7),
+        ("rewards.max_failed_fraction", 0.5),
+        ("algorithm.group_size", 4),
+        ("algorithm.kl_coef", 0.1),
+        ("algorithm.clip_high", 0.28),
+        ("algorithm.num_epochs", 2),
+        ("evaluation.samples_per_prompt", 2),
+        ("loop.max_staleness", 1),
+        ("loop.probe_every", 3),
+        ("loop.probe_tolerance", 0.1),
+        ("tracking.rollouts_every", 5),
+    ],
+)
+def test_sft_refuses_what_it_would_ignore(key_and_value):
+    key, value = key_and_value
+    assert f"{key}: has no effect, because algorithm.type is sft" in problems_of(SFT | {key: value})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm.clip_low": 0.1, "algorithm.clip_high": 0.28},  # as papers give them, though one update never clips
+        {"algorithm.kl_coef": 0.1, "scorer.cpus": 2},
+        {"cluster.mode": "ray", "cluster.address": "auto"},
+        {"cluster.mode": "local", "cluster.threads": 2},
+        {"learner.schedule": "cosine", "learner.min_lr_ratio": 0.1},
+        {"data.path": "openai/gsm8k"},
+        {"model.tiny": None, "model.path": "Qwen/Qwen3-1.7B"},
+        {"scorer.cpus": 1.0, "evaluation.every": 0},  # set, but to the default
+        {"model.dtype": "bfloat16"},
+        {"cluster.mode": "ray", "learner.gpus": 8},  # the cluster knows
+    ],
+)
+def test_combinations_that_are_fine(changes):
+    assert problems_of(changes) == ""
+
+
+def test_a_complete_dump_has_no_key_without_effect(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(load_config(BASE)))
+    assert load_config(path) == load_config(BASE)
+
+
+def test_rewards_and_data_may_come_from_python():
+    assert problems_of({"rewards.functions": []}, has_rewards=True) == ""
+    assert "data.path: nothing to train on" in problems_of({}, need_data=True)
+    assert problems_of({}, need_data=True, has_dataset=True) == ""
+    assert "would be ignored" in problems_of({"data.path": "openai/gsm8k"}, has_dataset=True)
+
+
+def test_an_empty_data_path_is_a_note():
+    config = load_config(BASE)
+    assert check_config(config) == []
+    assert "data.path is empty" in notes(config)[0]
+
+
+def test_evaluating_an_sft_run_needs_rewards_and_a_file(tmp_path):
+    message = problems_of(SFT, purpose="evaluate")
+    assert "rewards.functions: no reward function" in message
+    assert "evaluation.path: nothing to evaluate on" in message
+    file = tmp_path / "test.jsonl"
+    file.write_text("{}\n")
+    changes = SFT | {"rewards.functions": [{"function": "exact_match"}], "evaluation.path": str(file)}
+    assert problems_of(changes, purpose="evaluate") == ""
+
+
+def test_a_missing_data_file_names_those_near_it(tmp_path):
+    (tmp_path / "train_300.jsonl").write_text("{}\n")
+    assert f"Near it: {tmp_path}/train_300.jsonl" in problems_of({"data.path": f"{tmp_path}/train_30.jsonl"})
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(places, "count_gpus", lambda: 2)
+    asked = {"learner.num_ranks": 2, "learner.gpus": 1, "generator.gpus": 1}
+    message = problems_of(asked)
+    assert "this machine has 2 GPUs, the roles ask for 3 (learner 2, generator 1)" in message
+    assert problems_of(asked | {"learner.num_ranks": 1}) == ""
+    assert problems_of({"learner.gpus": 1, "scorer.gpus": 1, "algorithm.kl_coef": 0.1}) == ""
+
+
+def test_inline_roles_share_one_gpu(monkeypatch):
+    asked = {"cluster.mode": "inline", "learner.gpus": 1, "generator.gpus": 1}
+    monkeypatch.setattr(places, "count_gpus", lambda: 1)
+    assert problems_of(asked) == ""
+    monkeypatch.setattr(places, "count_gpus", lambda: 0)
+    assert "this machine has 0 GPUs, asked for by learner.gpus, generator.gpus" in problems_of(asked)
+
+
+def test_gpus_are_not_counted_unless_asked_for(monkeypatch):
+    def count():
+        raise AssertionError("torch would have been imported")
+
+    monkeypatch.setattr(places, "count_gpus", count)
+    assert problems_of({}) == ""
