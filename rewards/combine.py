@@ -30,7 +30,8 @@ class RewardSet:
         self.rewards: list[BoundReward] = []
         for spec in (*config.functions, *extra):
             bound = resolve(spec)
-            self.rewards.append(replace(bound, name=self._free_name(bound.name, reserved=set(given) - {bound.name})))
+            chosen = isinstance(spec, RewardFunction) and spec.name
+            self.rewards.append(bound if chosen else replace(bound, name=self._free_name(bound.name, given)))
         if not self.rewards:
             raise UserError(
                 "rewards.functions is empty. Name at least one, for instance "
@@ -73,7 +74,7 @@ class RewardSet:
             total += reward.weight * value
         return total
 
-    def _free_name(self, name: str, reserved: set[str]) -> str:
+    def _free_name(self, name: str, reserved: Sequence[str]) -> str:
         taken = {*self.names, *reserved}
         number, free = 2, name
         while free in taken:

@@ -36,7 +36,7 @@ EVAL = """\
 examples:
   rlft eval runs/x                                          the data that the run evaluates on
   rlft eval runs/x --data test.jsonl
-  rlft eval runs/x/checkpoints/step_100 --samples 8 --temperature 1.0     pass@8
+  rlft eval runs/x/checkpoints/step-000100 --samples 8 --temperature 1.0     pass@8
 
 Any key of the run's configuration can be changed too, e.g. --evaluation.max_rows 50."""
 CONFIG = f"""\
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_quickstart(commands: Any) -> None:
     about = "Make a small model, warm it up with SFT and train it with GRPO on sorting digits. Offline, no GPU needed."
     parser = commands.add_parser("quickstart", help="train a small model in minutes", description=about, **SHAPE)
-    parser.add_argument("--dir", default="runs", help="folder for its run folders (default: runs)")
+    parser.add_argument("--dir", help="where to put everything (default: the next free runs/quickstart-N)")
     parser.add_argument(
         "--mode",
         choices=("inline", "local"),
@@ -173,7 +173,7 @@ def _add_config(commands: Any) -> None:
 def _quickstart(args: argparse.Namespace, overrides: list[str]) -> int:
     from actors import quickstart
 
-    quickstart.main(Path(args.dir), args.mode, args.seed)
+    quickstart.main(args.dir, args.mode, args.seed)
     return 0
 
 
@@ -197,10 +197,10 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
         "evaluation.samples_per_prompt": args.samples,
         "evaluation.temperature": args.temperature,
     }
-    from actors import launch
+    from actors.evaluate import evaluate
 
     given = [f"--{key}={value}" for key, value in flags.items() if value is not None]
-    for name, value in launch.evaluate(args.target, given + overrides).items():
+    for name, value in evaluate(args.target, given + overrides).items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     return 0
 

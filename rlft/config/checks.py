@@ -101,8 +101,8 @@ def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
     if needed and not config.rewards.functions and not given.has_rewards:
         yield Problem(
             "rewards.functions",
-            "no reward function: name one (`functions: [{function: math}]`; or file.py:function or package.module:function)"
-            ", or pass rewards= from Python",
+            "no reward function: name one (`functions: [{function: math}]`; file.py:function or package.module:function"
+            " for your own), or pass rewards= from Python",
         )
 
 

@@ -184,10 +184,7 @@ def _real_path(loc: Path, data: Any, missing: bool) -> Path:
     """Pydantic's loc without the names of union members, which are no keys."""
     path: list[str | int] = []
     for place, part in enumerate(loc):
-        inside = (isinstance(data, dict) and part in data) or (
-            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
-        )
-        if inside:
+        if _holds(data, part):
             data = data[part]
             path.append(part)
         elif missing and place == len(loc) - 1:
@@ -196,12 +193,13 @@ def _real_path(loc: Path, data: Any, missing: bool) -> Path:
 
 
 def _remove(data: Any, path: Path) -> None:
-    for part in path[:-1]:
+    for depth, part in enumerate(path):
         if not _holds(data, part):
             return
+        if depth == len(path) - 1 or isinstance(data[part], tuple):  # of a tuple all or nothing
+            del data[part]
+            return
         data = data[part]
-    if path and _holds(data, path[-1]) and not isinstance(data, tuple):
-        del data[path[-1]]
 
 
 def _holds(data: Any, part: str | int) -> bool:

@@ -44,7 +44,7 @@ def load_examples(
     *,
     window: int,
     seed: int,
-    rows: Iterable[Mapping[str, Any]] | None = None,
+    rows: Iterable[Any] | None = None,
 ) -> ExampleSet:
     """Read, render and tokenise the examples of `rows`, else of `data.path`.
 

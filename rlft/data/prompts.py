@@ -46,7 +46,7 @@ def load_prompts(
     window: int,
     max_new_tokens: int,
     seed: int,
-    rows: Iterable[Mapping[str, Any]] | None = None,
+    rows: Iterable[Any] | None = None,
     path: str | None = None,
 ) -> PromptSet:
     """Read, render and tokenise the prompts of `rows`, else of `path`, else of `data.path`.
@@ -88,7 +88,7 @@ def load_prompts(
     return PromptSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
 
 
-def load_rows(data: DataConfig, rows: Iterable[Mapping[str, Any]] | None, path: str | None = None) -> Rows:
+def load_rows(data: DataConfig, rows: Iterable[Any] | None, path: str | None = None) -> Rows:
     """`rows` if given, else the rows of `path`, else of `data.path`."""
     if rows is not None:
         return rows_in_memory(rows, max_rows=data.max_rows)

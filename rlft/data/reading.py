@@ -61,7 +61,7 @@ def read_rows(path: str, *, split: str = "train", max_rows: int | None = None) -
     return rows
 
 
-def rows_in_memory(data: Iterable[Mapping[str, Any]], *, max_rows: int | None = None, name: str = "dataset") -> Rows:
+def rows_in_memory(data: Iterable[Any], *, max_rows: int | None = None, name: str = "dataset") -> Rows:
     """The rows of a list of dicts, a `datasets.Dataset` or anything else that yields dicts."""
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         hint = " (for a data set with splits, pass one of them: dataset['train'])" if isinstance(data, Mapping) else ""

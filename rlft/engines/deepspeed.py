@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -226,11 +227,11 @@ def _join(where: Rendezvous, device: torch.device) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with _quiet():
         import deepspeed
-        from deepspeed.ops import __compatible_ops__
+        import deepspeed.ops
 
-        # A shared-memory all-reduce that is compiled for minutes on first use, and whose interrupted build makes every
-        # later run hang. gloo does without it.
-        __compatible_ops__["deepspeed_shm_comm"] = False
+        # DeepSpeed would try every C++ extension's build here, and then compile a shared-memory all-reduce for minutes,
+        # whose interrupted build makes every later run hang. gloo and NCCL do without it.
+        deepspeed.ops.__compatible_ops__ = defaultdict(bool)  # type: ignore[attr-defined]
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         if torch.distributed.is_initialized():
             return

@@ -34,8 +34,9 @@ def train(roles: OfflineRoles, examples: ExampleSource, run: Run, config: Config
         clock = Clock()
         groups = examples.batch(step, config.loop.prompts_per_step)
         with clock("learn"):
-            metrics = roles.learner.update(groups, count_totals(groups, config.generator.max_new_tokens), step)
+            totals = count_totals(groups, config.generator.max_new_tokens)
+            metrics = roles.learner.update(groups, totals, step)
         step += 1
-        run.log_step(step, metrics, groups, clock)
+        run.log_step(step, metrics, clock, totals.num_tokens)
         if run.save_is_due(step):
             run.save(step, roles.learner)

@@ -21,7 +21,7 @@ from rlft.loops.rollouts import PromptSource, Rollouts
 from rlft.loops.sync import WeightSync, probe_group
 from rlft.roles import Generator, Learner, Metrics, Rewarder, Scorer
 from rlft.runs.run import Run
-from rlft.samples import Group
+from rlft.samples import Group, count_totals
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, ru
         rollouts.start_through(step + ahead, first=step, version=step)
         with clock("wait"):
             rollout = rollouts.take(step)
+        clock.add("generate", rollout.generate_s)
+        clock.add("score", rollout.score_s)
         check_failures(rollout.groups, config.rewards.max_failed_fraction)
         groups = assign_advantages(rollout.groups, config.algorithm.advantage_scale)
         metrics = rollout_metrics(groups, version=step)
@@ -56,7 +58,7 @@ def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, ru
         step += 1
         with clock("sync"):
             metrics |= sync(version=step)
-        run.log_step(step, metrics, groups, clock, rollout.generate_s, rollout.score_s)
+        run.log_step(step, metrics, clock, count_totals(groups, 1).num_tokens, groups)
         if evaluation and evaluation.is_due(step, steps):
             run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
         if run.save_is_due(step):

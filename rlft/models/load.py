@@ -64,6 +64,17 @@ def add_adapter(lm: nn.Module, adapter: LoraAdapter, seed: int) -> nn.Module:
     return wrapped
 
 
+def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """What a run saved in `checkpoint`: full weights, or its adapter on the base that `model` names."""
+    if model.adapter is None:
+        return load_model(model.model_copy(update={"path": str(checkpoint), "tiny": None}), device)
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    lm = load_model(model, device)
+    set_peft_model_state_dict(lm, load_peft_weights(str(checkpoint), device=str(device)))
+    return lm
+
+
 def window(path: str) -> int:
     """Longest sequence of the model in tokens, from its configuration."""
     from transformers import AutoConfig

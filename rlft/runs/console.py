@@ -113,6 +113,10 @@ class Console:
         if not self._is_live:
             self._print(self._line(step, numbers))
 
+    def show(self, metrics: Mapping[str, Any]) -> None:
+        """More numbers for the panel, outside any step (an evaluation)."""
+        self._values |= {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
+
     def stage(self, name: str) -> None:
         """Say what the run is doing now ("generate", "learn"); shown in the panel with the seconds since then."""
         self._stage = (name, time.monotonic())

@@ -116,6 +116,18 @@ rewards:
         assert line in message
 
 
+@pytest.mark.parametrize("wrong", ["betas: [0.9, x]", "betas: [0.9]", "zero_stage: 7", "resources: {big: x}"])
+def test_a_wrong_key_does_not_hide_what_is_wrong_between_others(tmp_path, wrong):
+    message = error_of(write(tmp_path, GOOD + f"learner: {{{wrong}, min_lr_ratio: 0.5}}"))
+    assert "2 problems" in message
+    assert "learner.min_lr_ratio: has no effect" in message
+
+
+def test_a_wrong_key_is_not_told_twice(tmp_path):
+    message = error_of(write(tmp_path, "model: {pth: x}\nrewards: {functions: [{name: x}]}"))
+    assert "2 problems" in message  # neither "no model" nor "no reward function" on top
+
+
 @pytest.mark.parametrize(
     ("section", "found", "expected"),
     [

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
     import datasets
 
     folder = str(tmp_path / "splits")
-    data = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    data: Any = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
     datasets.DatasetDict(data).save_to_disk(folder)
     assert len(read_rows(folder, split="test").rows) == 1
     with pytest.raises(UserError, match=r"no split 'dev'.*train, test.*data\.split"):
@@ -63,7 +63,7 @@ def test_in_memory() -> None:
     assert rows_in_memory(ROWS, max_rows=2).places == ["dataset:1", "dataset:2"]
     for wrong in ([], "text", {"train": ROWS}, 3, [ROWS[0], "text"]):
         with pytest.raises(UserError, match="Expected"):
-            rows_in_memory(wrong)  # type: ignore[arg-type]
+            rows_in_memory(cast(Any, wrong))
 
 
 def test_blank_lines_count_as_lines(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def tiny(**values: object) -> TinyModel:
 def test_loads_by_the_auto_classes(tmp_path: Path, vocabulary: str, size: int) -> None:
     make_tiny_model(tiny(vocabulary=vocabulary, max_length=40), tmp_path / "new" / "model", seed=0)
     folder = tmp_path / "new" / "model"
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) == size
     assert model.dtype == torch.float32

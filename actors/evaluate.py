@@ -1,0 +1,72 @@
+"""`rlft eval`: a checkpoint's accuracy with its run's own generator and rewards, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors import launch
+from actors.inline import InlineRewarder
+from actors.process import prepare
+from rewards.combine import RewardSet
+from rlft.config import Config
+from rlft.config.load import load_config
+from rlft.data.tokenizer import load_tokenizer
+from rlft.engines.build import make_generator
+from rlft.engines.weights import pack_weights
+from rlft.errors import UserError
+from rlft.models.load import load_checkpoint, trainable_names, window
+from rlft.runs.checkpoints import Checkpoints, read_state, verify
+
+
+def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | str]:
+    """Metrics of the newest checkpoint of a run folder, or of one checkpoint.
+
+    `overrides` change the run's configuration (`--evaluation.path FILE`). Raises UserError when there is nothing to
+    evaluate or nothing to evaluate with.
+    """
+    run, checkpoint = find_checkpoint(Path(target))
+    config = load_config(run / "config.yaml", ["--cluster.mode=inline", *overrides], purpose="evaluate")
+    if config.cluster.mode != "inline":
+        raise UserError(f"--cluster.mode {config.cluster.mode}: rlft eval runs in this process; leave the key out")
+    if config.evaluation.path is None:
+        raise UserError(f"{run} was configured without held-out data (evaluation.path). Give some with --data FILE.")
+    if not config.rewards.functions:
+        raise UserError(
+            f"{run} got its reward functions from a Python script, so they are not in its config.yaml. Name them: "
+            "--rewards.functions '[{function: my_rewards.py:my_reward}]'"
+        )
+    prepare(config, config.generator.gpus)
+    config = launch.with_model(config, run)
+    return {"checkpoint": str(checkpoint)} | _measure(config, checkpoint, int(read_state(checkpoint)["step"]))
+
+
+def _measure(config: Config, checkpoint: Path, version: int) -> dict[str, float]:
+    device = "cuda" if config.generator.gpus > 0 else "cpu"
+    tokenizer = load_tokenizer(str(checkpoint), config.model.chat_template)
+    limits = {"window": window(str(config.model.path)), "max_new_tokens": config.generator.max_new_tokens}
+    evaluation = launch.load_evaluation(config, tokenizer, limits | {"seed": config.run.seed})
+    assert evaluation is not None
+    rewards = RewardSet(config.rewards)
+    rewards.check_columns(evaluation.prompts[0].columns)
+    generator = make_generator(config, device)
+    model = load_checkpoint(config.model, checkpoint)
+    generator.load(pack_weights(model.named_parameters(), version, True, trainable_names(model)))
+    return evaluation(generator, InlineRewarder(rewards), version=version)
+
+
+def find_checkpoint(target: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint) that `target` names."""
+    if (target / "config.yaml").is_file():
+        latest = Checkpoints(target / "checkpoints", keep=1).latest()
+        if latest is None:
+            raise UserError(f"{target} has no checkpoint yet: nothing to evaluate")
+        return target, latest[0]
+    run = target.resolve().parent.parent
+    if not (run / "config.yaml").is_file():
+        what = "does not exist" if not target.exists() else "is neither a run folder nor a checkpoint in one"
+        raise UserError(f"{target} {what}: expected a folder such as runs/x or runs/x/checkpoints/step-000100")
+    problems = verify(target)
+    if problems:
+        raise UserError(f"{target}: the checkpoint is corrupt: {'; '.join(problems[:3])}")
+    return run, target
