@@ -28,11 +28,11 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # under `ray job submit` the working directory comes with the job
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # under `ray job submit` the working directory comes along
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(_import_folders())}}
     if config.cluster.mode == "local":
         need = total(all_seats)
-        custom = {kind: amount for kind, amount in need.items() if kind not in ("CPU", "GPU")}
+        custom: dict[str, float] = {kind: amount for kind, amount in need.items() if kind not in ("CPU", "GPU")}
         # Logical CPUs: the four roles take turns more than they compete, so a laptop may hold more actors than cores.
         cpus = max(math.ceil(need["CPU"]), os.cpu_count() or 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, resources=custom or None, **options)
@@ -53,7 +53,7 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
 
 
 def _import_folders() -> list[str]:
-    """Folders from which actors must be able to import what this process can: the project, the script, the present one."""
+    """Folders from which actors must be able to import what this process can: the project's, the script's, this one."""
     folders = [str(Path(rlft.__file__).resolve().parent.parent), os.getcwd()]
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     if script:

@@ -15,7 +15,7 @@ from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.build import make_generator
 from rlft.engines.weights import pack_weights
 from rlft.errors import UserError
-from rlft.models.load import load_checkpoint, trainable_names, window
+from rlft.models.load import load_checkpoint, trainable_names
 from rlft.runs.checkpoints import Checkpoints, read_state, verify
 
 
@@ -44,8 +44,7 @@ def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | st
 def _measure(config: Config, checkpoint: Path, version: int) -> dict[str, float]:
     device = "cuda" if config.generator.gpus > 0 else "cpu"
     tokenizer = load_tokenizer(str(checkpoint), config.model.chat_template)
-    limits = {"window": window(str(config.model.path)), "max_new_tokens": config.generator.max_new_tokens}
-    evaluation = launch.load_evaluation(config, tokenizer, limits | {"seed": config.run.seed})
+    evaluation = launch.load_evaluation(config, tokenizer)
     assert evaluation is not None
     rewards = RewardSet(config.rewards)
     rewards.check_columns(evaluation.prompts[0].columns)

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from actors.placement import Seat
-from actors.process import prepare
+from actors.process import here, prepare
 from actors.supervisor import get_all, merge_streams
 from rlft.config import Config
 from rlft.engines.build import make_generator
@@ -26,9 +26,9 @@ class GeneratorActor:
         prepare(config, seat.gpus, seat.cpus)
         self._generator = make_generator(config, seat.device, seat.name)
 
-    def ready(self) -> bool:
-        """Answers once the engine stands."""
-        return True
+    def ready(self) -> str:
+        """Answers once the engine stands: where it runs."""
+        return here()
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], params: SamplingParams, version: int
@@ -63,8 +63,7 @@ class GeneratorGroup:
                 streams[call.remote(prompts[i::count], seeds[i::count], params, version)] = name
         places = {name: range(len(prompts))[i::count] for i, name in enumerate(self._names)}
         return (
-            (places[name][place], group)
-            for name, (place, group) in merge_streams(streams, "generate", self._timeout_s)
+            (places[name][place], group) for name, (place, group) in merge_streams(streams, "generate", self._timeout_s)
         )
 
     def load(self, update: WeightUpdate) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +11,16 @@ from typing import Any
 from actors.process import prepare
 from rewards.combine import RewardSet
 from rlft.config import Config
+from rlft.config.data import DataConfig
 from rlft.config.load import dump_config
+from rlft.data.examples import load_examples
+from rlft.data.prompts import PromptSet, load_prompts
 from rlft.data.tokenizer import load_tokenizer
 from rlft.evaluation.accuracy import Evaluation
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
+from rlft.models.load import window
+from rlft.models.tiny import make_tiny_model
 from rlft.runs.console import Console
 from rlft.runs.folder import RunFolder
 from rlft.runs.run import Run
@@ -57,8 +62,6 @@ def with_model(config: Config, folder: Path) -> Config:
     """Make the small model of `model.tiny` in the run folder (once) and point model.path at it."""
     if config.model.tiny is None:
         return config
-    from rlft.models.tiny import make_tiny_model
-
     target = (folder / "model").resolve()
     if not (target / "config.json").exists():
         make_tiny_model(config.model.tiny, target, config.run.seed)
@@ -68,35 +71,29 @@ def with_model(config: Config, folder: Path) -> Config:
 def _on_policy(
     config: Config, folder: RunFolder, tokenizer: Any, console: Console, rewards: Sequence[Any], dataset: Any
 ) -> RunResult:
-    from rlft.data.prompts import load_prompts
-    from rlft.models.load import window
-
-    room = window(str(config.model.path))
-    limits = {"window": room, "max_new_tokens": config.generator.max_new_tokens, "seed": config.run.seed}
-    prompts = load_prompts(config.data, tokenizer, rows=dataset, **limits)
+    prompts = _prompts(config, tokenizer, config.data, rows=dataset)
     check = RewardSet(config.rewards, rewards)
     check.check_columns(prompts.prompts[0].columns)
-    evaluation = load_evaluation(config, tokenizer, limits)
+    evaluation = load_evaluation(config, tokenizer)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
         console.stage("starting")
         with on_policy_roles(config, rewards) as roles:
+            run.tell_places(roles.places)
             on_policy.train(roles, prompts, evaluation, run, config)
         return _result(run, evaluation)
 
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
-    from rlft.data.examples import load_examples
-    from rlft.models.load import window
-
     examples = load_examples(
         config.data, tokenizer, window=window(str(config.model.path)), seed=config.run.seed, rows=dataset
     )
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
         console.stage("starting")
-        with learner_role(config) as learner:
-            offline.train(offline.OfflineRoles(learner), examples, run, config)
+        with offline_roles(config) as roles:
+            run.tell_places(roles.places)
+            offline.train(roles, examples, run, config)
         return _result(run, None)
 
 
@@ -105,18 +102,21 @@ def _result(run: Run, evaluation: Evaluation | None) -> RunResult:
     return RunResult(run.folder.path, run.last_checkpoint, run.step, dict(run.last_metrics), examples)
 
 
-def load_evaluation(config: Config, tokenizer: Any, limits: Mapping[str, int]) -> Evaluation | None:
-    """The held-out prompts, if there are any, and how to draw for them."""
-    from rlft.data.prompts import load_prompts
+def _prompts(config: Config, tokenizer: Any, data: DataConfig, rows: Any = None, path: str | None = None) -> PromptSet:
+    return load_prompts(
+        data, tokenizer, window=window(str(config.model.path)), max_new_tokens=config.generator.max_new_tokens,
+        seed=config.run.seed, rows=rows, path=path,
+    )  # fmt: skip
 
+
+def load_evaluation(config: Config, tokenizer: Any) -> Evaluation | None:
+    """The held-out prompts, if there are any, and how to draw for them."""
     settings = config.evaluation
     if settings.path is None:
         return None
     data = config.data.model_copy(update={"max_rows": settings.max_rows, "shuffle": False})
-    prompts = load_prompts(data, tokenizer, path=settings.path, **limits).prompts
-    params = replace(
-        sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature
-    )
+    prompts = _prompts(config, tokenizer, data, path=settings.path).prompts
+    params = replace(sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature)
     return Evaluation(prompts, params, config.run.seed, settings)
 
 
@@ -135,14 +135,14 @@ def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> It
 
 
 @contextmanager
-def learner_role(config: Config) -> Iterator[Any]:
+def offline_roles(config: Config) -> Iterator[offline.OfflineRoles]:
     """The learner alone."""
     if config.cluster.mode == "inline":
         from actors import inline
 
-        yield inline.learner(config)
+        yield offline.OfflineRoles(inline.learner(config))
     else:
         from actors import remote
 
-        with remote.learner_role(config) as learner:
-            yield learner
+        with remote.offline_roles(config) as roles:
+            yield roles

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from actors.placement import Seat
-from actors.process import prepare
+from actors.process import here, prepare
 from actors.supervisor import get_all
 from rlft.config import Config
 from rlft.engines.deepspeed import DeepSpeedRank, Rendezvous
@@ -33,9 +33,10 @@ class LearnerActor:
             s.bind(("", 0))
             return ray.util.get_node_ip_address(), s.getsockname()[1]
 
-    def start(self, rendezvous: Rendezvous) -> None:
-        """Load the model and join the other ranks."""
+    def start(self, rendezvous: Rendezvous) -> str:
+        """Load the model and join the other ranks: where it runs."""
         self._rank = DeepSpeedRank(self._config, rendezvous, self._seat.device)
+        return here()
 
     def call(self, method: str, args: Sequence[Any]) -> Any:
         """Run a method of the rank. Published weights go into the object store and only refs to them come back."""
@@ -45,15 +46,15 @@ class LearnerActor:
         return result
 
 
-def start_ranks(actors: Sequence[Any], names: Sequence[str], config: Config) -> Call:
-    """Let the ranks find each other; gives the way to call them all."""
+def start_ranks(actors: Sequence[Any], names: Sequence[str], config: Config) -> tuple[Call, list[str]]:
+    """Let the ranks find each other; gives the way to call them all, and where each runs."""
     host, port = get_all([actors[0].address.remote()], names[:1], "starting", config.cluster.start_timeout_s)[0]
     where = [Rendezvous(i, len(actors), host, port, config.cluster.stage_timeout_s) for i in range(len(actors))]
     starts = [actor.start.remote(w) for actor, w in zip(actors, where, strict=True)]
-    get_all(starts, names, "starting the learner", config.cluster.start_timeout_s)
+    places = get_all(starts, names, "starting the learner", config.cluster.start_timeout_s)
 
     def call(method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
         refs = [actor.call.remote(method, a) for actor, a in zip(actors, args, strict=True)]
         return get_all(refs, names, f"learner {method}", config.cluster.stage_timeout_s)
 
-    return call
+    return call, places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlft.config import Config
+from rlft.config.base import Actors
+from rlft.config.roles import LearnerConfig
 from rlft.errors import UserError
 
 
@@ -36,7 +39,7 @@ class Seat:
 
 def seats(config: Config) -> dict[str, list[Seat]]:
     """The seats of each role."""
-    roles = {"learner": (config.learner, config.learner.num_ranks)}
+    roles: dict[str, tuple[Actors | LearnerConfig, int]] = {"learner": (config.learner, config.learner.num_ranks)}
     if config.algorithm.type != "sft":
         roles["generator"] = (config.generator, config.generator.num_actors)
         roles["reward_worker"] = (config.rewards, config.rewards.num_actors)
@@ -84,7 +87,7 @@ def reserve(config: Config, all_seats: dict[str, list[Seat]]) -> tuple[Placement
     return group, options
 
 
-def _too_small(all_seats: dict[str, list[Seat]], have: dict[str, float], short: list[str]) -> str:
+def _too_small(all_seats: dict[str, list[Seat]], have: Mapping[str, float], short: list[str]) -> str:
     lines = []
     for kind in short:
         asked = ", ".join(
@@ -92,7 +95,8 @@ def _too_small(all_seats: dict[str, list[Seat]], have: dict[str, float], short: 
             for role, group in all_seats.items()
             if group[0].bundle().get(kind)
         )
-        lines.append(f"{kind}: the run needs {total(all_seats)[kind]:g} ({asked}), the cluster has {have.get(kind, 0):g}")
+        need = total(all_seats)[kind]
+        lines.append(f"{kind}: the run needs {need:g} ({asked}), the cluster has {have.get(kind, 0):g}")
     return (
         "the cluster is too small for this run.\n  "
         + "\n  ".join(lines)

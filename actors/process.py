@@ -23,3 +23,10 @@ def prepare(config: Config, gpus: float, cpus: float | None = None) -> None:
     threads = config.cluster.threads or (max(1, int(cpus)) if cpus is not None else None)
     if threads:
         torch.set_num_threads(threads)
+
+
+def here() -> str:
+    """Where this actor runs: address and id of its node, and its process."""
+    import ray
+
+    return f"{ray.util.get_node_ip_address()} node {ray.get_runtime_context().get_node_id()[:8]} pid {os.getpid()}"

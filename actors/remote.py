@@ -17,6 +17,7 @@ from actors.scorer import ScorerActor, ScorerGroup
 from actors.supervisor import get_all
 from rlft.config import Config
 from rlft.engines.learner import RankedLearner
+from rlft.loops.offline import OfflineRoles
 from rlft.loops.on_policy import Roles
 
 
@@ -32,16 +33,18 @@ def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], dict[str, A
             remove_placement_group(group)  # kills the actors in it
 
 
-def _learner(config: Config, places: Sequence[Seat], options: dict[str, Any]) -> RankedLearner:
-    actors = [LearnerActor.options(**options[s.name]).remote(config, s) for s in places]  # type: ignore[attr-defined]
-    return RankedLearner(config, start_ranks(actors, [s.name for s in places], config))
+def _learner(config: Config, seats: Sequence[Seat], options: dict[str, Any]) -> tuple[RankedLearner, dict[str, str]]:
+    actors = [LearnerActor.options(**options[s.name]).remote(config, s) for s in seats]  # type: ignore[attr-defined]
+    names = [s.name for s in seats]
+    call, places = start_ranks(actors, names, config)
+    return RankedLearner(config, call), dict(zip(names, places, strict=True))
 
 
 @contextmanager
-def learner_role(config: Config) -> Iterator[RankedLearner]:
+def offline_roles(config: Config) -> Iterator[OfflineRoles]:
     """The learner alone."""
     with _placed(config) as (all_seats, options):
-        yield _learner(config, all_seats["learner"], options)
+        yield OfflineRoles(*_learner(config, all_seats["learner"], options))
 
 
 @contextmanager
@@ -50,19 +53,19 @@ def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> It
     with _placed(config) as (all_seats, options):
 
         def start(kind: Any, role: str, *args: Any, with_seat: bool = True) -> tuple[list[Any], list[str]]:
-            places = all_seats.get(role, [])
+            mine = all_seats.get(role, [])
             started = [
-                kind.options(**options[s.name]).remote(config, *((s,) if with_seat else ()), *args) for s in places
+                kind.options(**options[s.name]).remote(config, *((s,) if with_seat else ()), *args) for s in mine
             ]
-            return started, [s.name for s in places]
+            return started, [s.name for s in mine]
 
         generators, generator_names = start(GeneratorActor, "generator")
         workers, worker_names = start(RewardWorker, "reward_worker", list(rewards), with_seat=False)
         scorers, scorer_names = start(ScorerActor, "scorer")
-        learner = _learner(config, all_seats["learner"], options)
+        learner, places = _learner(config, all_seats["learner"], options)
         everyone = [*generators, *workers, *scorers]
         names = [*generator_names, *worker_names, *scorer_names]
-        get_all([actor.ready.remote() for actor in everyone], names, "starting", config.cluster.start_timeout_s)
+        ready = get_all([actor.ready.remote() for actor in everyone], names, "starting", config.cluster.start_timeout_s)
         limit = config.cluster.stage_timeout_s
         yield Roles(
             generator=GeneratorGroup(generators, generator_names, limit),
@@ -70,6 +73,5 @@ def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> It
             learner=learner,
             scorer=ScorerGroup(scorers, scorer_names, limit) if scorers else None,
             background=True,
+            places=places | dict(zip(names, ready, strict=True)),
         )
-
-

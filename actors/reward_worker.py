@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from actors.process import here
 from actors.supervisor import get_each
 from rewards.combine import RewardSet
 from rlft.config import Config
@@ -20,9 +21,9 @@ class RewardWorker:
     def __init__(self, config: Config, functions: Sequence[Callable[..., Any]]) -> None:
         self._rewards = RewardSet(config.rewards, functions)
 
-    def ready(self) -> bool:
-        """Answers once the functions are loaded."""
-        return True
+    def ready(self) -> str:
+        """Answers once the functions are loaded: where it runs."""
+        return here()
 
     def score(self, group: Group) -> Group:
         """The group with its rewards."""

@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from actors.placement import Seat
-from actors.process import prepare
+from actors.process import here, prepare
 from actors.supervisor import get_all
 from rlft.config import Config
 from rlft.engines.build import make_scorer
@@ -24,9 +24,9 @@ class ScorerActor:
         prepare(config, seat.gpus, seat.cpus)
         self._scorer = make_scorer(config, seat.device)
 
-    def ready(self) -> bool:
-        """Answers once the model is loaded."""
-        return True
+    def ready(self) -> str:
+        """Answers once the model is loaded: where it runs."""
+        return here()
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         """See rlft.roles.Scorer."""

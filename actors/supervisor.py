@@ -55,8 +55,8 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
     except RayActorError as error:
         why = str(error).strip().splitlines()
         raise RunError(
-            f"{stage}: {name} died ({' '.join(why[-3:])}). Its output is in {log_folder()}. Common causes: out of memory "
-            "(dmesg tells), a killed node. Go on from the last checkpoint with --resume auto."
+            f"{stage}: {name} died ({' '.join(why[-3:])}). Its output is in {log_folder()}. Common causes: out of "
+            "memory (dmesg tells), a killed node. Go on from the last checkpoint with --resume auto."
         ) from error
     except GetTimeoutError as error:
         raise RunError(f"{stage}: the answer of {name} could not be fetched within 60 s") from error
@@ -65,14 +65,14 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
 
 
 def merge_streams(streams: Mapping[Any, str], stage: str, timeout_s: float) -> Iterator[tuple[str, Any]]:
-    """(actor's name, value) of several streaming calls as they come. `timeout_s` bounds the wait for each next value."""
+    """(actor's name, value) of several streaming calls as they come. `timeout_s` bounds the wait for each next one."""
     pending = dict(streams)
     while pending:
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout_s, fetch_local=False)
         if not ready:
             names = ", ".join(sorted(set(pending.values())))
-            raise RunError(f"{stage}: nothing came from {names} for {timeout_s:.0f} s; their output is in {log_folder()}")
-        stream = ready[0]
+            raise RunError(f"{stage}: nothing from {names} for {timeout_s:.0f} s; their output is in {log_folder()}")
+        stream: Any = ready[0]
         try:
             ref = next(stream)
         except StopIteration:
@@ -83,5 +83,5 @@ def merge_streams(streams: Mapping[Any, str], stage: str, timeout_s: float) -> I
 
 def log_folder() -> str:
     """Folder with the logs of all actors on this node."""
-    node = ray._private.worker._global_node  # Ray has no public name for it
-    return str(node.get_logs_dir_path()) if node is not None else "the Ray session's logs folder"
+    context = ray.get_runtime_context()
+    return f"{context.get_temp_dir()}/{context.get_session_name()}/logs"

@@ -116,7 +116,7 @@ def _trained_positions(sample: Sample) -> np.ndarray:
 
 
 def unpack(groups: Sequence[Group], values: np.ndarray) -> list[list[np.ndarray]]:
-    """Turn one value per target of `make_pack(groups)` back into f32 [T] for each sample, 0 where nothing is trained."""
+    """Turn one value per target of `make_pack(groups)` back into f32 [T] per sample, 0 where nothing is trained."""
     result, start = [], 0
     for group in groups:
         arrays = []

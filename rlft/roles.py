@@ -1,5 +1,5 @@
-"""The four roles that a training loop knows. Loops see only these Protocols: whether a role is an object in this process
-or forty actors on a cluster is decided in `actors/launch.py`.
+"""The four roles that a training loop knows. Loops see only these Protocols: whether a role is an object in this
+process or forty actors on a cluster is decided in `actors/launch.py`.
 
 Calls block until their result is there. The two that may take long and should overlap with other work, `generate` and
 `score`, start their work when called and hand it over piece by piece.

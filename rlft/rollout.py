@@ -22,6 +22,7 @@ class Rollout:
     generate_s: float
     score_s: float
 
+
 def draw(
     generator: Generator, prompts: Sequence[Prompt], params: SamplingParams, seed: int, step: int, version: int
 ) -> Iterator[tuple[int, Group]]:

@@ -36,8 +36,9 @@ def clipped_policy_loss(
 
 
 def truncated_importance(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
-    """Weight of each token for the gap between learner and sampler, min(exp(old - sampler), cap) (truncated importance
-    sampling, Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"). No gradient."""
+    """Weight of each token for the gap between learner and sampler, min(exp(old - sampler), cap); no gradient.
+    Truncated importance sampling (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training")."""
     return torch.exp(old_logprobs - sampler_logprobs).clamp(max=cap).detach()
 
 

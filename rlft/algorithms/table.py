@@ -70,4 +70,3 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm(on_policy=True, make_loss=grpo),
     "sft": Algorithm(on_policy=False, make_loss=sft),
 }
-

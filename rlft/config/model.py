@@ -10,7 +10,7 @@ from rlft.config.base import Section
 
 
 class TinyModel(Section):
-    """A small Qwen2-style model with random weights that the run makes for itself, so that nothing is downloaded."""
+    """A small Qwen3-style model with random weights that the run makes for itself, so that nothing is downloaded."""
 
     vocabulary: Literal["digits", "bytes"] = "bytes"
     """`digits`: one token per character of a 64-symbol alphabet. `bytes`: one token per byte, any text works."""

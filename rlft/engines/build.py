@@ -37,6 +37,5 @@ def make_generator(config: Config, device: str, name: str = "generator") -> Gene
 def make_scorer(config: Config, device: str) -> ReferenceScorer:
     """The reference policy."""
     learner = config.learner
-    return ReferenceScorer(
-        config.model, config.generator.temperature, learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk, device
-    )
+    budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
+    return ReferenceScorer(config.model, config.generator.temperature, budget, chunk, device)

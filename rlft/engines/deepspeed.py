@@ -166,7 +166,7 @@ class DeepSpeedRank:
                 yield from ((name, parameters[name].detach().clone()) for name in bucket)
 
     def save(self, folder: Path) -> None:
-        """Hugging Face model (or adapter) into `folder`, DeepSpeed's and the generators' state into `folder`/learner."""
+        """Hugging Face model (or adapter) into `folder`, DeepSpeed's and random state into `folder`/learner."""
         names = [name for name, _ in self._policy.model.named_parameters()]
         tensors = dict(self._gathered(names if self._config.model.adapter is None else self._trainable))
         model: Any = self._policy.model

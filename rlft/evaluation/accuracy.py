@@ -20,7 +20,9 @@ _STEP = -1  # stands for the step in sampling seeds: every evaluation of a run d
 class Evaluation:
     """Held-out prompts and how to judge them. `last` holds the groups of the last evaluation."""
 
-    def __init__(self, prompts: Sequence[Prompt], params: SamplingParams, seed: int, settings: EvaluationConfig) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], params: SamplingParams, seed: int, settings: EvaluationConfig
+    ) -> None:
         self.prompts, self.last = prompts, list[Group]()
         self._params, self._seed, self._settings = params, seed, settings
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rlft.config import Config
@@ -22,9 +23,10 @@ class ExampleSource(Protocol):
 
 @dataclass(frozen=True)
 class OfflineRoles:
-    """Who plays."""
+    """Who plays, and for people, where each actor runs."""
 
     learner: Learner
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(roles: OfflineRoles, examples: ExampleSource, run: Run, config: Config) -> None:

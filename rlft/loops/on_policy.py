@@ -9,8 +9,8 @@ by their Protocols.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from rewards.combine import check_failures
 from rlft.config import Config
@@ -26,13 +26,15 @@ from rlft.samples import Group, count_totals
 
 @dataclass(frozen=True)
 class Roles:
-    """Who plays. `background`: roles run in other processes, so waiting for them can be left to threads."""
+    """Who plays. `background`: roles run in other processes, so waiting for them can be left to threads. `places`: for
+    people, where each actor runs."""
 
     generator: Generator
     rewarder: Rewarder
     learner: Learner
     scorer: Scorer | None
     background: bool
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, run: Run, config: Config) -> None:

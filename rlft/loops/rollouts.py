@@ -54,7 +54,7 @@ class Rollouts:
             self._running[step].set_result(rollout)
 
     def start_through(self, last: int, first: int, version: int) -> None:
-        """Begin the rollouts of steps first .. last (as far as the run goes) that have not begun, with these weights."""
+        """Begin the rollouts of steps first .. last (as far as the run goes) that have not begun yet."""
         for step in range(first, min(last, self._config.loop.steps - 1) + 1):
             if step not in self._running:
                 self._running[step] = self._start(step, version)

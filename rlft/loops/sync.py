@@ -47,8 +47,8 @@ class WeightSync:
             at = int(np.abs(ours - theirs).argmax())
             raise WeightSyncError(
                 f"probe after weight version {version}: generator and learner disagree on prompt "
-                f"{self._probe.prompt.id}, token {at}: log-prob {theirs[at]:.6g} against {ours[at]:.6g}, a difference of "
-                f"{diff:.3g}, allowed is {self._tolerance:g} (loop.probe_tolerance). Every tensor arrived intact, so the "
-                "two compute differently: look at dtype, attention and the versions of the libraries on both sides."
+                f"{self._probe.prompt.id}, token {at}: log-prob {theirs[at]:.6g} against {ours[at]:.6g}, a difference "
+                f"of {diff:.3g}, allowed is {self._tolerance:g} (loop.probe_tolerance). Every tensor arrived intact, "
+                "so the two compute differently: look at dtype, attention and library versions on both sides."
             )
         return diff

@@ -1,4 +1,4 @@
-"""Attention over tokens laid out without padding, for any Hugging Face decoder that goes through its attention interface.
+"""Attention over tokens laid out without padding, for Hugging Face decoders that go through its attention interface.
 
 A pack is one long row of tokens: first the trunks (prompts, or whole sequences), then the branches (completions), each
 of which continues one trunk. A trunk that several branches share is computed once. Everything but attention sees only
@@ -46,7 +46,7 @@ def attend(
     odd = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if odd or dropout:
         what = ", ".join(odd) or "dropout"
-        raise ValueError(f"{type(module).__name__} needs attention with {what}, which rlft's packed attention does not have")
+        raise ValueError(f"{type(module).__name__} needs attention with {what}, which packed attention does not have")
     if layout is None or attention_mask is not None:
         raise ValueError("a model with rlft's packed attention is called with layout= and without attention_mask")
     return layout.attend(int(module.layer_idx), query, key, value, scaling, sliding_window), None  # type: ignore[arg-type]
@@ -180,8 +180,8 @@ class PrefillLayout(PackedLayout):
 
 
 class DecodeLayout:
-    """One new token per row, over the keys and values so far. Rows start as copies of the trunks of a prefill and can be
-    dropped as they finish. Room for keys and values grows by half whenever it is used up, never token by token."""
+    """One new token per row, over the keys and values so far. Rows start as copies of the trunks of a prefill and can
+    be dropped as they finish. Room for keys and values grows by half whenever it is used up, never token by token."""
 
     def __init__(self, prefill: PrefillLayout, copies: int, room: int) -> None:
         """Each trunk is copied `copies` times, with room for `room` new tokens to begin with."""

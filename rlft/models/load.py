@@ -40,7 +40,8 @@ def add_adapter(lm: nn.Module, adapter: LoraAdapter, seed: int) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=adapter.target_modules,
+        r=adapter.rank, lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # peft divides, so any number works
+        lora_dropout=adapter.dropout, target_modules=adapter.target_modules,
         task_type="CAUSAL_LM",
     )  # type: ignore[arg-type]  # fmt: skip
     state = torch.get_rng_state()
@@ -97,6 +98,6 @@ def _cannot_load(path: str, error: Exception) -> str:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         return f"model.path: {path} cannot be loaded as a Hugging Face model ({error}). The folder holds: {found}"
     return (
-        f"model.path: {path} is neither a folder here nor a model that could be fetched ({str(error).splitlines()[0]}). "
-        "Check the spelling, or download the model first and give its folder."
+        f"model.path: {path} is neither a folder here nor a model that could be fetched "
+        f"({str(error).splitlines()[0]}). Check the spelling, or download the model first and give its folder."
     )

@@ -3,9 +3,9 @@
     python -m tests.bench.yardstick --assets DIR --steps 150 --lr 1e-4 --eval-every 15 --eval-n 500
     python -m tests.bench.yardstick --assets DIR --steps 8 --lr 1e-5 --fixed-len 64 --eval-every 100 --eval-n 0
 
-Prints `RESULT {json}`. CPU seconds are those of all processes of the run; evaluation is not charged; work done before the
-first step (imports, loading, starting actors) is reported apart as start_s. With --fixed-len every completion has exactly
-that many tokens and every sample is trained on, also those of groups without signal, so that the work is the peer's.
+Prints `RESULT {json}`. CPU seconds are those of all processes of the run; evaluation is not charged; work done before
+the first step (imports, loading, starting actors) is reported apart as start_s. With --fixed-len every completion has
+exactly that many tokens and every sample is trained on, also those of groups without signal: the peer's work.
 """
 
 from __future__ import annotations
