@@ -98,6 +98,7 @@ def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console
 
 
 def _result(run: Run, evaluation: Evaluation | None) -> RunResult:
+    run.console.message(f"finished step {run.step}. Run folder: {run.folder.path}  Model: {run.last_checkpoint}")
     examples = () if evaluation is None else tuple(evaluation.last)
     return RunResult(run.folder.path, run.last_checkpoint, run.step, dict(run.last_metrics), examples)
 

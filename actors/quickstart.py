@@ -72,8 +72,8 @@ def _reinforce(folder: Path, start: Path, train: Path, held_out: Path, mode: str
         "algorithm": {"type": "grpo", "group_size": 8, "kl_coef": 0.001},
         "generator": {"max_new_tokens": 8, "max_concurrent": 1600},
         "rewards": {"functions": [{"function": "exact_match"}]},
-        "learner": {"lr": 3e-4, "schedule": "linear", "min_lr_ratio": 0.1},
-        "loop": {"steps": 200, "prompts_per_step": 16, "save_every": 100},
+        "learner": {"lr": 2e-4, "schedule": "linear", "min_lr_ratio": 0.1},
+        "loop": {"steps": 240, "prompts_per_step": 16, "save_every": 80},
         "evaluation": {"path": str(held_out), "max_rows": _NUM_EVAL},
         "cluster": {"mode": mode},
     }

@@ -134,7 +134,7 @@ def plan_micro_batches(groups: Sequence[Group], num_ranks: int, max_tokens: int)
     empty: with ZeRO-3 all ranks must run in step), each about equally many tokens and, where single samples allow it,
     at most `max_tokens`. A group that is too large is split between its samples."""
     pieces = sorted((p for g in groups for p in _split_group(g, max_tokens)), key=fed_tokens, reverse=True)
-    total = sum(map(fed_tokens, pieces))
+    total = sum(min(fed_tokens(piece), max_tokens) for piece in pieces)
     per_rank = max(1, -(-total // (num_ranks * max_tokens)))
     while True:
         bins, load = [[] for _ in range(num_ranks * per_rank)], np.zeros(num_ranks * per_rank, dtype=np.int64)
@@ -142,7 +142,8 @@ def plan_micro_batches(groups: Sequence[Group], num_ranks: int, max_tokens: int)
             i = int(load.argmin())
             bins[i].append(piece)
             load[i] += fed_tokens(piece)
-        if load.max() <= max_tokens or per_rank >= len(pieces):
+        fits = all(len(b) <= 1 or tokens <= max_tokens for b, tokens in zip(bins, load, strict=True))
+        if fits or per_rank >= len(pieces):
             return [bins[r * per_rank : (r + 1) * per_rank] for r in range(num_ranks)]
         per_rank += 1
 

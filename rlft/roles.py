@@ -33,8 +33,9 @@ class Generator(Protocol):
         """Take over published weights (`rlft.engines.weights.WeightUpdate`) and verify every tensor."""
         ...
 
-    def token_logprobs(self, group: Group) -> list[np.ndarray]:
-        """The generator's own log-prob of each token, f32 [T] per sample, under the weights it holds. For the probe."""
+    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
+        """The generator's own log-prob of each trained token at this temperature, f32 [T] per sample, under the weights
+        it holds. For the probe."""
         ...
 
 

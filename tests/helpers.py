@@ -70,23 +70,25 @@ def random_groups(
     vocabulary: int = 64,
     max_prompt: int = 9,
     max_completion: int = 7,
+    old_and_ref: bool = False,
 ) -> list[Group]:
     """Groups of these sizes with prompts of 1 to `max_prompt` tokens, completions of 1 to `max_completion`, random
-    advantages, sampler, old and reference log-probs."""
+    advantages and sampler log-probs; if asked for, old and reference log-probs too."""
     groups = []
     for size in sizes:
         ids = rng.integers(4, vocabulary, rng.integers(1, max_prompt + 1))
         completions = [rng.integers(4, vocabulary, rng.integers(1, max_completion + 1)) for _ in range(size)]
         group = make_group(ids.tolist(), [c.tolist() for c in completions], rng.normal(size=size).tolist())
-        groups.append(group.with_samples([_with_logprobs(s, rng) for s in group.samples]))
+        names = ["logprobs", "old_logprobs", "ref_logprobs"] if old_and_ref else ["logprobs"]
+        groups.append(group.with_samples([_with_logprobs(s, rng, names) for s in group.samples]))
     return groups
 
 
-def _with_logprobs(sample: Sample, rng: np.random.Generator) -> Sample:
+def _with_logprobs(sample: Sample, rng: np.random.Generator, names: Sequence[str]) -> Sample:
     def draw() -> np.ndarray:
         return np.where(sample.loss_mask, rng.normal(-2.0, 0.3, len(sample.loss_mask)), 0.0).astype(np.float32)
 
-    return replace(sample, logprobs=draw(), old_logprobs=draw(), ref_logprobs=draw())
+    return replace(sample, **{name: draw() for name in names})
 
 
 def alone(groups: Sequence[Group]) -> list[Group]:

@@ -7,6 +7,7 @@ learners; speaks `rlft.roles.Generator`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from rlft.models.sampling import draw, uniforms
 from rlft.samples import Group, Prompt, Sample, SamplingParams
 
 _ROOM = 64  # first room for new tokens per row; grows by half each time it is used up
+_ONE_THREAD_FLOPS = 1e8  # a matrix product of so many operations takes about a millisecond on one core
 _SHRINK = 0.75  # rows are copied together when this part of them or less is still decoding
 
 
@@ -55,16 +57,23 @@ class TransformersGenerator:
         self._parameters = dict(self._lm.named_parameters())
         self._trainable = trainable_names(self._lm)
         self._end = _end_tokens(self._lm, tokenizer)
+        self._work_per_row = 2 * max(m.weight.numel() for m in self._lm.modules() if isinstance(m, torch.nn.Linear))
         self.version: int | None = None  # None: not provably on any version
+        self._frozen_verified = len(self._trainable) == len(self._parameters)  # the weights that updates leave out
 
     def load(self, update: WeightUpdate) -> None:
         """See rlft.roles.Generator. Until the last tensor is verified the generator is on no version."""
         self.version = None
+        if not (update.complete or self._frozen_verified):
+            raise WeightSyncError(
+                f"{self._name}: weight version {update.version} brings only what trains, but the other weights here "
+                "were never compared with the learner's"
+            )
         expected = list(self._parameters) if update.complete else self._trainable
         load_weights(update, self._parameters, expected, self._name)
-        self.version = update.version
+        self.version, self._frozen_verified = update.version, True
 
-    def token_logprobs(self, group: Group, temperature: float = 1.0) -> list[np.ndarray]:
+    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
         """See rlft.roles.Generator."""
         with torch.inference_mode():
             pack = make_pack([group], device=self._device)
@@ -126,8 +135,22 @@ class TransformersGenerator:
                 keep = torch.from_numpy(active).to(device)
                 layout.select(keep)
                 tokens, random, seeds, live = tokens[keep], random[keep], seeds[active], live[active]
-            hidden = self.policy.hidden(tokens[:, None], layout.advance()[:, None], layout)
-            logits = self.policy.logits(hidden[:, 0])
+            with self._threads(len(tokens)):
+                hidden = self.policy.hidden(tokens[:, None], layout.advance()[:, None], layout)
+                logits = self.policy.logits(hidden[:, 0])
+
+    @contextmanager
+    def _threads(self, rows: int) -> Iterator[None]:
+        """One thread where the matrices of a decoding step are too small for more to pay."""
+        before = torch.get_num_threads()
+        if self._device.type != "cpu" or before == 1 or rows * self._work_per_row > _ONE_THREAD_FLOPS:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _prefill(self, prompts: Sequence[Prompt], params: SamplingParams) -> tuple[torch.Tensor, DecodeLayout]:
         """Run each prompt once; logits [B, V] for the first token of every sample, and what to decode from."""

@@ -5,6 +5,7 @@ Knows nothing about Ray or about how bytes travel: a bucket is an array here, an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from rlft.errors import WeightSyncError
 BUCKET_BYTES = 64 << 20  # large enough that a message's overhead vanishes, small beside any model worth splitting
 _CHUNK = 1 << 22  # words hashed at a time: 32 MB of scratch
 _MULTIPLIER = -7046029254386353131  # 0x9E3779B97F4A7C15, odd, so that the products below lose nothing
+_WEIGHTS: dict[torch.device, Tensor] = {}  # of places, made once per device
 
 
 @dataclass(frozen=True)
@@ -54,35 +56,50 @@ def fingerprint(tensor: Tensor) -> int:
     word[i] * (2 i + 1) * odd constant, modulo 2**64. Integers, so the same on every device and for every order of
     summation. A changed, moved or missing word changes it; it is a check against mistakes, not against malice."""
     flat = tensor.detach().contiguous().flatten()
-    size = flat.element_size()
-    words = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    if flat.numel() * flat.element_size() % 8 == 0:
+        words = (flat.clone() if flat.data_ptr() % 8 else flat).view(torch.int64)
+    else:
+        words = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    weights = _place_weights(min(len(words), _CHUNK), words.device)
     total = 0
     for start in range(0, len(words), _CHUNK):
         part = words[start : start + _CHUNK].to(torch.int64)
-        place = torch.arange(start, start + len(part), device=part.device, dtype=torch.int64)
-        total += int((part * ((2 * place + 1) * _MULTIPLIER)).sum())
+        # (2 (start + i) + 1) m = (2 i + 1) m + 2 start m: the same weights serve every chunk
+        total += int((part * weights[: len(part)]).sum()) + 2 * start * _MULTIPLIER * int(part.sum())
     return total % (1 << 64)
+
+
+def _place_weights(count: int, device: torch.device) -> Tensor:
+    """(2 i + 1) * multiplier for i < count, int64, wrapping around."""
+    known = _WEIGHTS.get(device)
+    if known is None or len(known) < count:
+        known = (2 * torch.arange(count, device=device, dtype=torch.int64) + 1) * _MULTIPLIER
+        _WEIGHTS[device] = known
+    return known
 
 
 def pack_weights(
     tensors: Iterable[tuple[str, Tensor]], version: int, complete: bool, trainable: Sequence[str]
 ) -> WeightUpdate:
-    """Copy tensors into buckets and note where each lies."""
+    """Copy tensors into buckets and note where each lies (at a multiple of 8 bytes)."""
     entries: list[TensorEntry] = []
     buckets: list[list[np.ndarray]] = [[]]
     offset = 0
     for name, tensor in tensors:
         data = tensor.detach().cpu().contiguous()
-        raw = data.flatten().view(torch.uint8).numpy().copy()
-        if offset and offset + len(raw) > BUCKET_BYTES:
+        raw = data.flatten().view(torch.uint8).numpy()
+        padded = -(-len(raw) // 8) * 8
+        if offset and offset + padded > BUCKET_BYTES:
             buckets.append([])
             offset = 0
         dtype = str(data.dtype).removeprefix("torch.")
         entries.append(
             TensorEntry(name, tuple(data.shape), dtype, len(buckets) - 1, offset, len(raw), fingerprint(data))
         )
-        buckets[-1].append(raw)
-        offset += len(raw)
+        copy = np.zeros(padded, np.uint8)  # copied now: the tensor may change or, gathered from ranks, go away
+        copy[: len(raw)] = raw
+        buckets[-1].append(copy)
+        offset += padded
     joined = tuple(np.concatenate(b) if b else np.zeros(0, np.uint8) for b in buckets)
     return WeightUpdate(version, tuple(entries), joined, complete, tuple(trainable))
 
@@ -114,7 +131,9 @@ def load_weights(update: WeightUpdate, targets: Mapping[str, Tensor], expected: 
                     f"the learner but {found[1]} {found[0]} here: were both built from the same model?"
                 )
             raw = arrays[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
-            target.copy_(torch.frombuffer(bytearray(raw), dtype=target.dtype).view(target.shape))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the array may be read-only; it is only read
+                target.copy_(torch.from_numpy(raw).view(target.dtype).view(target.shape))
     verify_weights(update, targets, who)
 
 

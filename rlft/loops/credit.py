@@ -13,6 +13,7 @@ import numpy as np
 from rlft.algorithms.advantages import flat_groups, group_advantages
 from rlft.config.algorithm import AlgorithmConfig
 from rlft.roles import Metrics
+from rlft.rollout import Rollout
 from rlft.samples import Group, Totals, count_totals
 
 
@@ -44,8 +45,9 @@ def select(groups: Sequence[Group], settings: AlgorithmConfig, max_new_tokens: i
     return chosen, count_totals(scored, max_new_tokens)
 
 
-def rollout_metrics(groups: Sequence[Group], version: int) -> Metrics:
-    """Rewards, their parts and statuses, lengths, truncation and staleness of a step's samples."""
+def rollout_metrics(rollout: Rollout, version: int) -> Metrics:
+    """Rewards, their parts and statuses, lengths, truncation, staleness and seconds of a step's samples."""
+    groups = rollout.groups
     samples = [s for g in groups for s in g.samples]
     rewards = np.array([s.reward for s in samples if s.reward is not None])
     lengths = np.array([s.num_trained for s in samples])
@@ -58,6 +60,8 @@ def rollout_metrics(groups: Sequence[Group], version: int) -> Metrics:
         "completion/truncated": float(np.mean([s.finish_reason == "length" for s in samples])),
         "staleness/mean": float(lags.mean()),
         "staleness/max": float(lags.max()),
+        "time/generate_s": rollout.generate_s,
+        "time/score_s": rollout.score_s,
     }
     if len(rewards):
         metrics |= {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std())}

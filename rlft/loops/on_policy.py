@@ -9,8 +9,11 @@ by their Protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from rewards.combine import check_failures
 from rlft.config import Config
@@ -22,6 +25,8 @@ from rlft.loops.sync import WeightSync, probe_group
 from rlft.roles import Generator, Learner, Metrics, Rewarder, Scorer
 from rlft.runs.run import Run
 from rlft.samples import Group, count_totals
+
+Score = Callable[[Sequence[Group]], list[list[np.ndarray]]]  # f32 [T] for each sample of each group
 
 
 @dataclass(frozen=True)
@@ -43,57 +48,54 @@ def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, ru
     step, ready = run.restore(roles.learner)
     sync = WeightSync(roles.learner, roles.generator, probe_group(prompts.batch(0, 64)), config)
     sync(version=step)
-    rollouts = Rollouts(roles.generator, roles.rewarder, prompts, config, roles.background, ready)
-    if evaluation and (step == 0 or step >= steps):
+    if evaluation and step == 0:
         run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
-    while step < steps:
-        clock = Clock()
-        rollouts.start_through(step + ahead, first=step, version=step)
-        with clock("wait"):
-            rollout = rollouts.take(step)
-        clock.add("generate", rollout.generate_s)
-        clock.add("score", rollout.score_s)
-        check_failures(rollout.groups, config.rewards.max_failed_fraction)
-        groups = assign_advantages(rollout.groups, config.algorithm.advantage_scale)
-        metrics = rollout_metrics(groups, version=step)
-        metrics |= learn(roles, groups, step, config, clock)
-        step += 1
-        with clock("sync"):
-            metrics |= sync(version=step)
-        run.log_step(step, metrics, clock, count_totals(groups, 1).num_tokens, groups)
-        if evaluation and evaluation.is_due(step, steps):
-            run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
-        if run.save_is_due(step):
-            run.save(step, roles.learner, rollouts.settle)
-    rollouts.close()
+    with closing(Rollouts(roles.generator, roles.rewarder, prompts, config, roles.background, ready)) as rollouts:
+        while step < steps:
+            clock = Clock()
+            rollouts.start_through(step + ahead, first=step, version=step)
+            with clock("wait"):
+                rollout = rollouts.take(step)
+            check_failures(rollout.groups, config.rewards.max_failed_fraction)
+            groups = assign_advantages(rollout.groups, config.algorithm.advantage_scale)
+            metrics = rollout_metrics(rollout, version=step) | learn(roles, groups, step, config, clock)
+            step += 1
+            with clock("sync"):
+                metrics |= sync(version=step)
+            run.log_step(step, metrics, clock, count_totals(groups, 1).num_tokens, groups)
+            if evaluation and evaluation.is_due(step, steps):
+                run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
+            if run.save_is_due(step):
+                run.save(step, roles.learner, rollouts.settle)
 
 
 def learn(roles: Roles, groups: Sequence[Group], step: int, config: Config, clock: Clock) -> Metrics:
     """All updates of a step: num_epochs passes over its samples in num_minibatches parts, each part one update."""
     settings = config.algorithm
     num_updates = settings.num_epochs * settings.num_minibatches
-    trained, _ = select(groups, settings, config.generator.max_new_tokens)
     if roles.scorer is not None:
         with clock("reference"):
-            groups = _annotate(groups, trained, roles.scorer.logprobs(trained), "ref_logprobs")
+            groups = _annotate(groups, roles.scorer.logprobs, "ref_logprobs", config)
     with clock("learn"):
         if num_updates > 1:
-            groups = _annotate(groups, trained, roles.learner.logprobs(trained), "old_logprobs")
+            groups = _annotate(groups, roles.learner.logprobs, "old_logprobs", config)
         all_metrics = []
         size = len(groups) // settings.num_minibatches
         for start in [*range(0, size * settings.num_minibatches, size)] * settings.num_epochs:
             part, totals = select(groups[start : start + size], settings, config.generator.max_new_tokens)
             all_metrics.append(roles.learner.update(part, totals, step))
-    names = all_metrics[0].keys()
-    mean = {name: sum(m[name] for m in all_metrics if name in m) / num_updates for name in names}
-    return mean | {"policy/skipped_updates": all_metrics[-1]["policy/skipped_updates"]}
+    merged: Metrics = {}
+    for name in {name: None for m in all_metrics for name in m}:  # an update without samples lacks some
+        values = [m[name] for m in all_metrics if name in m]
+        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return merged | {"policy/skipped_updates": all_metrics[-1]["policy/skipped_updates"]}
 
 
-def _annotate(groups: Sequence[Group], scored: Sequence[Group], arrays: list, name: str) -> list[Group]:
-    """Put an array on each sample that was scored."""
-    by_sample = {
-        id(s): array for g, row in zip(scored, arrays, strict=True) for s, array in zip(g.samples, row, strict=True)
-    }
+def _annotate(groups: Sequence[Group], score: Score, name: str, config: Config) -> list[Group]:
+    """Score the samples that will be trained on and put the arrays on them."""
+    trained, _ = select(groups, config.algorithm, config.generator.max_new_tokens)
+    scores = zip(trained, score(trained), strict=True)
+    by_sample = {id(s): array for g, row in scores for s, array in zip(g.samples, row, strict=True)}
     return [
         g.with_samples([replace(s, **{name: by_sample[id(s)]}) if id(s) in by_sample else s for s in g.samples])
         for g in groups

@@ -26,22 +26,23 @@ class WeightSync:
     def __init__(self, learner: Learner, generator: Generator, probe: Group, config: Config) -> None:
         self._learner, self._generator, self._probe = learner, generator, probe
         self._every, self._tolerance = config.loop.probe_every, probe_tolerance(config)
-        self._count = 0
+        self._temperature = config.generator.temperature  # at which the learner's log-probs are
+        self._is_first = True
 
     def __call__(self, version: int) -> dict[str, float]:
         """Publish, load, verify; at the first call every parameter, later those that train. Metrics of the sync."""
-        update = self._learner.publish(version, everything=self._count == 0)
+        update = self._learner.publish(version, everything=self._is_first)
         self._generator.load(update)
         metrics = {"sync/version": float(version), "sync/bytes": float(update.num_bytes)}
-        if self._count == 0 or (self._every and self._count % self._every == 0):
+        if self._is_first or (self._every and version % self._every == 0):  # a resumed run probes where it would have
             metrics["sync/probe_diff"] = self._check(version)
-        self._count += 1
+        self._is_first = False
         return metrics
 
     def _check(self, version: int) -> float:
         """Largest difference of a token's log-prob between generator and learner."""
         ours = self._learner.logprobs([self._probe])[0][0]
-        theirs = self._generator.token_logprobs(self._probe)[0]
+        theirs = self._generator.token_logprobs(self._probe, self._temperature)[0]
         diff = float(np.abs(ours - theirs).max())
         if not diff <= self._tolerance:
             at = int(np.abs(ours - theirs).argmax())

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mode", choices=["inline", "local"], default="inline")
     p.add_argument("--staleness", type=int, default=0)
     p.add_argument("--train-flat", type=int, default=0, help="1: train on groups without signal too")
-    p.add_argument("--tokens-per-micro-batch", type=int, default=4096)
+    p.add_argument("--tokens-per-micro-batch", type=int, default=2048)
     p.add_argument("--dump", default="", help="write every metric of every step to this file")
     return p
 

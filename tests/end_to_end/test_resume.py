@@ -1,0 +1,119 @@
+"""A run that is killed in the middle and resumed is the run that nobody killed, to the last digit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.running import (
+    GRPO, SFT, assert_learns, children, metrics_of, num_lines, rollouts_of, start, still_alive, succeeds,
+    train_here, wait_until, weights_of, write_config,
+)  # fmt: skip
+
+EVALUATED = {"evaluation.path": "eval.jsonl", "evaluation.max_rows": 8, "evaluation.every": 3, "evaluation.temperature": 1.0}
+LORA = {"type": "lora", "rank": 4, "dropout": 0.1}
+
+
+def killed_in_the_middle(task: Path, config: str, *words: str, after: int) -> list[psutil.Process]:
+    """SIGKILL the driver once `after` steps are done; gives the processes that it had started."""
+    metrics = task / "runs" / Path(config).stem / "metrics.jsonl"
+    (task / "hold").write_text(f"{metrics} {after}")
+    process = start(task, "train", config, *words)
+    wait_until(lambda: num_lines(metrics) >= after, process)
+    others = children(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (task / "hold").unlink()
+    assert process.returncode == -signal.SIGKILL
+    return others
+
+
+def assert_same_run(one: Path, other: Path, steps: int, weights: str = "model.safetensors") -> None:
+    assert metrics_of(one) == metrics_of(other)
+    assert metrics_of(one, "eval.jsonl") == metrics_of(other, "eval.jsonl")
+    assert [line["step"] for line in metrics_of(one)] == list(range(1, steps + 1))
+    assert rollouts_of(one) == rollouts_of(other)
+    assert weights_of(one, steps, weights) == weights_of(other, steps, weights)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(task: Path) -> Path:
+    """The run that nobody kills, in one process."""
+    train_here(task, write_config(task, "uninterrupted", GRPO, EVALUATED))
+    run = task / "runs" / "uninterrupted"
+    assert_learns(run)
+    assert len(rollouts_of(run)) == 8 * 4 * 4
+    assert any(
+        line["policy/loss"] != other["policy/loss"] for line, other in zip(metrics_of(run), metrics_of(run)[1:])
+    )
+    return run
+
+
+def test_inline(task: Path, uninterrupted: Path) -> None:
+    config = write_config(task, "inline", GRPO, EVALUATED)
+    killed_in_the_middle(task, config, after=5)
+    run = task / "runs" / "inline"
+    assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-000002", "step-000004"]
+
+    done = succeeds(task, "train", config, "--resume", "auto")
+    assert f"Going on from {Path('runs/inline/checkpoints/step-000004')}." in done.stderr
+    assert "step=4/8" not in done.stderr and "step=5/8" in done.stderr
+    assert_same_run(run, uninterrupted, steps=8)
+    # What the killed run made of step 5 is kept, and it was the same.
+    assert metrics_of(run, "metrics.before-resume-1.jsonl") == metrics_of(uninterrupted)[4:5]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_local(task: Path, uninterrupted: Path) -> None:
+    config = write_config(task, "local", GRPO, EVALUATED)
+    others = killed_in_the_middle(task, config, "--cluster.mode", "local", after=5)
+    assert len(others) > 6, "Ray and the actors"
+    # Only the driver was killed: its actors and its Ray go too. (Ray's own two agents look up once a minute.)
+    left = still_alive(others, 10)
+    assert [name for name in left if "Agent" not in name] == []
+
+    succeeds(task, "train", config, "--cluster.mode", "local", "--resume", "auto")
+    assert_same_run(task / "runs" / "local", uninterrupted, steps=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "weights"),
+    [
+        ("stale", {"loop.max_staleness": 1}, "model.safetensors"),
+        ("lora", {"model.adapter": LORA, "learner.lr": 3e-2}, "adapter_model.safetensors"),
+    ],
+)
+def test_inline_variants(task: Path, name: str, changes: dict, weights: str) -> None:
+    """Samples drawn before the checkpoint and learned from after it; adapters, with dropout's random numbers."""
+    train_here(task, write_config(task, f"{name}-whole", GRPO, changes))
+    config = write_config(task, name, GRPO, changes)
+    killed_in_the_middle(task, config, after=5)
+    succeeds(task, "train", config, "--resume", "auto")
+    run, whole = task / "runs" / name, task / "runs" / f"{name}-whole"
+    assert_learns(whole)
+    assert max(line["staleness/max"] for line in metrics_of(whole)) == changes.get("loop.max_staleness", 0)
+    assert_same_run(run, whole, steps=8, weights=weights)
+
+
+def test_sft(task: Path) -> None:
+    train_here(task, write_config(task, "sft-whole", SFT))
+    config = write_config(task, "sft", SFT)
+    killed_in_the_middle(task, config, after=43)
+    run, whole = task / "runs" / "sft", task / "runs" / "sft-whole"
+    assert 43 <= num_lines(run / "metrics.jsonl") < 80, "the kill came too late to tell anything"
+    succeeds(task, "train", config, "--resume", "auto")
+    losses = [line["policy/loss"] for line in metrics_of(whole)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert metrics_of(run) == metrics_of(whole)
+    assert weights_of(run, 80) == weights_of(whole, 80)
+
+
+def test_a_finished_run_has_nothing_left_to_do(task: Path, uninterrupted: Path) -> None:
+    before = metrics_of(uninterrupted), metrics_of(uninterrupted, "eval.jsonl")
+    train_here(task, "uninterrupted.yaml", resume="auto")
+    assert (metrics_of(uninterrupted), metrics_of(uninterrupted, "eval.jsonl")) == before

@@ -1,0 +1,206 @@
+"""One update of the DeepSpeed learner: the same however the batch is cut, packed and dealt out, and the one that plain
+PyTorch makes. What is not finite is skipped by all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlft.engines.learner import RankedLearner
+from rlft.samples import Group, count_totals
+from tests.engines.ranks import Ranks, largest_difference, weights_of
+from tests.helpers import alone, make_config, plain_logprobs, random_groups
+
+Pool = dict[int, Ranks]
+TOTAL_RANKS = [1, 2]
+
+
+def some_groups(seed: int = 0) -> list[Group]:
+    """12 samples; with old and reference log-probs, so that clipping and KL have something to do."""
+    return random_groups(np.random.default_rng(seed), [4, 3, 1, 4], old_and_ref=True)
+
+
+def make_learner(pool: Pool, folder: Path, num_ranks: int = 1, stage: int = 0, **changes: Any) -> RankedLearner:
+    """eps is large, or AdamW would blow rounding errors of tiny gradients up to whole steps."""
+    overrides = {
+        "learner.num_ranks": num_ranks, "learner.zero_stage": stage, "learner.weight_decay": 0.1,
+        "learner.max_grad_norm": 0.2, "algorithm.kl_coef": 0.1,
+    }  # fmt: skip
+    overrides |= {key.replace("__", "."): value for key, value in changes.items()}
+    return pool[num_ranks].learner(make_config(folder, overrides))
+
+
+def updated(learner: RankedLearner, groups: list[Group], num_updates: int = 2) -> tuple[list[dict], dict]:
+    """Metrics of a few updates, and the weights after them."""
+    totals = count_totals(groups, 8)
+    metrics = [learner.update(groups, totals, step) for step in range(num_updates)]
+    return metrics, weights_of(learner)
+
+
+@pytest.fixture(scope="module")
+def whole(rank_pool: Pool, wide_folder: Path) -> dict[str, tuple[list[dict], dict]]:
+    """For each average: one rank, ZeRO 0, everything in one micro-batch."""
+    return {
+        average: updated(make_learner(rank_pool, wide_folder, algorithm__loss_average=average), some_groups())
+        for average in ("token", "sequence", "max_length")
+    }
+
+
+def check_same(got: tuple[list[dict], dict], expected: tuple[list[dict], dict]) -> None:
+    for ours, theirs in zip(got[0], expected[0], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=2e-5, abs=2e-6), name
+    assert largest_difference(got[1], expected[1]) < 1e-6  # a step moves weights by up to 1e-3
+
+
+def test_updates_move_the_weights_and_clip_the_gradient(whole, rank_pool, wide_folder):
+    metrics, weights = whole["token"]
+    before = weights_of(make_learner(rank_pool, wide_folder))
+    assert largest_difference(weights, before) > 5e-4
+    assert all((weights[name] != before[name]).any() for name in before), "every tensor trains"
+    assert metrics[0]["policy/grad_norm"] > 0.4, "the limit of 0.2 must bite"
+    assert 0 < metrics[0]["policy/clip_fraction"] < 1
+    assert metrics[0]["policy/kl"] > 0
+
+
+@pytest.mark.parametrize("layout", ["whole", "micro-batches", "single samples", "small logit chunks"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("num_ranks", TOTAL_RANKS)
+def test_same_update_however_it_is_computed(rank_pool, wide_folder, whole, num_ranks, stage, layout):
+    changes: dict[str, Any] = {}
+    if layout in ("micro-batches", "single samples"):
+        changes["learner__tokens_per_micro_batch"] = 16
+    if layout == "small logit chunks":
+        changes["learner__tokens_per_logit_chunk"] = 3
+    groups = some_groups()
+    learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
+    check_same(updated(learner, alone(groups) if layout == "single samples" else groups), whole["token"])
+
+
+@pytest.mark.parametrize("average", ["sequence", "max_length"])
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
+def test_same_update_for_the_other_averages(rank_pool, wide_folder, whole, num_ranks, stage, average):
+    changes = {"learner__tokens_per_micro_batch": 16, "algorithm__loss_average": average}
+    learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
+    check_same(updated(learner, some_groups()), whole[average])
+    assert largest_difference(whole[average][1], whole["token"][1]) > 1e-5
+
+
+@pytest.mark.parametrize("adapter", [None, {"rank": 4}])
+def test_gradient_checkpointing_changes_nothing(rank_pool, wide_folder, adapter):
+    outcomes = []
+    for checkpointing in (False, True):
+        changes = {"model__adapter": adapter, "learner__gradient_checkpointing": checkpointing}
+        outcomes.append(updated(make_learner(rank_pool, wide_folder, **changes), some_groups()))
+    check_same(*outcomes)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_more_ranks_than_samples(rank_pool, wide_folder, stage):
+    """A rank without samples keeps step with the others and adds nothing."""
+    groups = some_groups()[2:3]
+    expected = updated(make_learner(rank_pool, wide_folder), groups)
+    check_same(updated(make_learner(rank_pool, wide_folder, 2, stage), groups), expected)
+
+
+def test_an_update_is_the_one_of_plain_pytorch(rank_pool, wide_folder):
+    """GRPO's loss written out for one sequence at a time, clip_grad_norm_ and AdamW; matrices decay, vectors do not."""
+    groups = some_groups()
+    model = AutoModelForCausalLM.from_pretrained(wide_folder, attn_implementation="eager").train()
+    num_tokens = sum(s.num_trained for g in groups for s in g.samples)
+    loss = torch.zeros(())
+    for sample in (s for g in groups for s in g.samples):
+        logprobs = plain_logprobs(model, sample)
+        old, ref, advantage = (
+            torch.from_numpy(a[sample.loss_mask]) for a in (sample.old_logprobs, sample.ref_logprobs, sample.advantages)
+        )
+        ratio = (logprobs - old).exp()
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        kl = (ref - logprobs).exp() - (ref - logprobs) - 1
+        loss = loss + (-surrogate + 0.1 * kl).sum() / num_tokens
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups_of = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups_of, lr=1e-3, eps=1e-4).step()
+
+    (metrics,), weights = updated(make_learner(rank_pool, wide_folder), groups, num_updates=1)
+    assert metrics["policy/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["policy/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert largest_difference(weights, {n: p.detach() for n, p in model.named_parameters()}) < 1e-6
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 3)])
+def test_logprobs_are_those_of_a_plain_forward_pass(rank_pool, wide_folder, num_ranks, stage):
+    changes = {"generator__temperature": 0.7, "learner__tokens_per_micro_batch": 16}
+    learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
+    model = AutoModelForCausalLM.from_pretrained(wide_folder, attn_implementation="eager").eval()
+    groups = some_groups()
+    for group, arrays in zip(groups, learner.logprobs(groups), strict=True):
+        for sample, array in zip(group.samples, arrays, strict=True):
+            with torch.no_grad():
+                expected = plain_logprobs(model, sample, temperature=0.7).numpy()
+            np.testing.assert_allclose(array[sample.loss_mask], expected, rtol=0, atol=1e-5)
+            assert not array[~sample.loss_mask].any()
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (1, 2), (2, 2), (2, 3)])
+def test_bfloat16_with_float32_master_weights(rank_pool, wide_folder, num_ranks, stage):
+    """Weights near 0.06 are 0.00024 apart in bfloat16: steps of 0.00003 only show when float32 adds them up."""
+    changes = {"model__dtype": "bfloat16", "learner__lr": 3e-5, "learner__weight_decay": 0.0, "algorithm__kl_coef": 0.0}
+    learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
+    exact = make_learner(rank_pool, wide_folder, **(changes | {"model__dtype": "float32"})) if num_ranks == 2 else None
+    before = weights_of(learner)
+    groups = some_groups()
+    (first,), after_one = updated(learner, groups, 1)
+    _, after_many = updated(learner, groups, 15)
+    assert all(w.dtype == torch.bfloat16 for w in after_many.values())
+    if exact is not None:
+        (expected,), _ = updated(exact, groups, 1)
+        assert first["policy/loss"] == pytest.approx(expected["policy/loss"], abs=0.02)
+        assert first["policy/grad_norm"] == pytest.approx(expected["policy/grad_norm"], rel=0.05)
+    name = "model.layers.0.mlp.down_proj.weight"
+    large = before[name].abs() > 0.0625
+    assert (after_one[name] != before[name])[large].float().mean() < 0.02
+    assert (after_many[name] != before[name])[large].float().mean() > 0.3
+
+
+def spoiled(groups: list[Group], advantage: float) -> list[Group]:
+    """One token of one sample has this advantage."""
+    sample = groups[0].samples[0]
+    advantages = sample.advantages.copy()
+    advantages[np.flatnonzero(sample.loss_mask)[0]] = advantage
+    return [groups[0].with_samples([replace(sample, advantages=advantages), *groups[0].samples[1:]]), *groups[1:]]
+
+
+@pytest.mark.parametrize("advantage", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("num_ranks", TOTAL_RANKS)
+def test_what_is_not_finite_is_skipped_by_all_ranks(rank_pool, wide_folder, num_ranks, stage, advantage):
+    """1e38: the loss is finite, the gradient's norm is not. Nothing of a skipped update is left in the next one."""
+    changes = {"algorithm__clip_high": 1e9, "algorithm__kl_coef": 0.0, "learner__tokens_per_micro_batch": 16}
+    groups = some_groups()
+    totals = count_totals(groups, 8)
+    fresh = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
+    good = [fresh.update(groups, totals, step) for step in range(2)]
+    expected = weights_of(fresh)
+
+    learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
+    before = weights_of(learner)
+    first = learner.update(spoiled(groups, advantage), totals, 0)
+    assert first["policy/skipped_updates"] == 1
+    assert not np.isfinite(first["policy/grad_norm"])
+    assert largest_difference(weights_of(learner), before) == 0
+    assert learner.update(groups, totals, 0)["policy/loss"] == good[0]["policy/loss"]
+    second = learner.update(spoiled(groups, advantage), totals, 1)
+    assert second["policy/skipped_updates"] == 2
+    assert learner.update(groups, totals, 1)["policy/loss"] == good[1]["policy/loss"]
+    assert largest_difference(weights_of(learner), expected) == 0

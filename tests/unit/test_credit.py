@@ -1,0 +1,166 @@
+"""From rewards to updates: advantages, what is left out of training and of the counts, epochs and minibatches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlft.config.algorithm import AlgorithmConfig
+from rlft.loops.clock import Clock
+from rlft.loops.credit import assign_advantages, reward_matrix, rollout_metrics, select
+from rlft.loops.on_policy import learn
+from rlft.rollout import Rollout
+from rlft.samples import Group, RewardResult, Totals
+from tests.fakes import believed, make_roles
+from tests.helpers import make_config, make_group
+
+
+def rewarded(rewards: list[float | None], length: int = 2) -> Group:
+    """A group with these rewards; completion i has `length` + i tokens."""
+    group = make_group([4, 5], [[10 + i] * (length + i) for i in range(len(rewards))])
+    return group.with_samples([replace(s, reward=r) for s, r in zip(group.samples, rewards, strict=True)])
+
+
+def test_advantages_stand_on_trained_tokens_only():
+    first, second = assign_advantages([rewarded([1.0, 3.0])], "none")[0].samples
+    assert first.advantages.tolist() == [0, 0, -1, -1]
+    assert second.advantages.tolist() == [0, 0, 1, 1, 1]
+    assert first.advantages.dtype == np.float32
+
+
+def test_a_sample_without_reward_has_no_advantage_and_does_not_move_the_mean():
+    samples = assign_advantages([rewarded([1.0, None, 3.0])], "none")[0].samples
+    assert samples[1].advantages is None
+    assert [samples[0].advantages[2], samples[2].advantages[2]] == [-1, 1]
+
+
+def test_reward_matrix():
+    np.testing.assert_array_equal(reward_matrix([rewarded([1.0, None])]), [[1.0, np.nan]])
+
+
+def chosen(groups: list[Group], **settings: Any) -> tuple[list[Group], Totals]:
+    return select(assign_advantages(groups, "group"), AlgorithmConfig(**settings), max_new_tokens=8)
+
+
+def test_failed_samples_are_out_of_training_and_of_the_counts():
+    groups, totals = chosen([rewarded([1.0, None, 0.0])])
+    assert [len(s.token_ids) for s in groups[0].samples] == [4, 6]
+    assert totals == Totals(2 + 4, 2, 8)
+
+
+def test_flat_groups_are_out_of_training_but_counted():
+    """Their advantage is 0: leaving them out of the counts would make the others weigh more."""
+    groups, totals = chosen([rewarded([1.0, 1.0]), rewarded([1.0, 0.0])])
+    assert len(groups) == 1
+    assert groups[0].samples[0].advantages[2] > 0
+    assert totals == Totals(2 * (2 + 3), 4, 8)
+    groups, same = chosen([rewarded([1.0, 1.0]), rewarded([1.0, 0.0])], skip_flat_groups=False)
+    assert len(groups) == 2
+    assert same == totals
+
+
+def test_groups_that_failed_altogether_vanish():
+    groups, totals = chosen([rewarded([None, None]), rewarded([1.0, None])], skip_flat_groups=False)
+    assert [len(g.samples) for g in groups] == [1]
+    assert totals == Totals(2, 1, 8)
+    groups, totals = chosen([rewarded([None, None])])
+    assert groups == []
+    assert totals == Totals(1, 1, 8)
+
+
+def test_metrics_of_a_rollout():
+    parts = [
+        {"math": RewardResult(1.0, "ok")},
+        {"math": RewardResult(None, "timeout")},
+        {"math": RewardResult(0.0, "ok")},
+    ]
+    group = rewarded([1.0, None, 0.0])
+    samples = [replace(s, reward_parts=p) for s, p in zip(group.samples, parts, strict=True)]
+    samples[2] = replace(
+        samples[2], finish_reason="length", weight_versions=np.array([-1, -1, 3, 3, 4, 5], dtype=np.int32)
+    )
+    old = [replace(s, weight_versions=np.where(s.loss_mask, 5, -1)) for s in samples[:2]]
+    metrics = rollout_metrics(Rollout([group.with_samples([*old, samples[2]])], 2.0, 1.0), version=5)
+    # lags: 0 for 2 + 3 tokens; 2 2 1 0 for the last sample
+    assert metrics == {
+        "samples/failed": 1,
+        "samples/flat_groups": 0,
+        "completion/length_mean": 3,
+        "completion/length_max": 4,
+        "completion/truncated": pytest.approx(1 / 3),
+        "staleness/mean": pytest.approx(5 / 9),
+        "staleness/max": 2,
+        "reward/mean": 0.5,
+        "reward/std": 0.5,
+        "reward/math/mean": 0.5,
+        "reward/math/failed": 1,
+    }
+
+
+# ---- learn ----
+
+
+def learned(tmp_path: Any, groups: list[Group], changes: dict[str, Any], reference: bool = False) -> tuple[Any, dict]:
+    roles, _ = make_roles(reference=reference)
+    config = make_config(tmp_path, changes)
+    return roles, learn(roles, assign_advantages(groups, "group"), 7, config, Clock())
+
+
+FOUR = [rewarded([1.0, 0.0], length) for length in (1, 2, 3, 4)]
+
+
+def lengths(groups: list[Group]) -> list[int]:
+    return [s.num_trained for g in groups for s in g.samples]
+
+
+def test_one_update_for_all_samples(tmp_path):
+    roles, metrics = learned(tmp_path, FOUR, {})
+    ((groups, totals, step),) = roles.learner.given
+    assert lengths(groups) == [1, 2, 2, 3, 3, 4, 4, 5]
+    assert totals == Totals(24, 8, 8)
+    assert step == 7
+    assert metrics["policy/loss"] == 1
+    samples = [s for g in groups for s in g.samples]
+    assert all(s.old_logprobs is None and s.ref_logprobs is None for s in samples)
+
+
+def test_epochs_and_minibatches(tmp_path):
+    changes = {"algorithm.num_epochs": 3, "algorithm.num_minibatches": 2}
+    roles, metrics = learned(tmp_path, FOUR, changes)
+    assert [lengths(groups) for groups, _, _ in roles.learner.given] == [[1, 2, 2, 3], [3, 4, 4, 5]] * 3
+    assert [totals for _, totals, _ in roles.learner.given] == [Totals(8, 4, 8), Totals(16, 4, 8)] * 3
+    assert metrics["policy/loss"] == np.mean([1, 2, 3, 4, 5, 6])
+    assert metrics["sampler/logprob_diff_max"] == 6
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_later_updates_compare_with_the_policy_before_the_first(tmp_path, reference):
+    changes = {"algorithm.num_epochs": 2, "algorithm.kl_coef": 0.1 if reference else 0.0}
+    roles, _ = learned(tmp_path, FOUR, changes, reference)
+    assert len(roles.learner.given) == 2
+    for groups, _, _ in roles.learner.given:
+        for sample in (s for g in groups for s in g.samples):
+            np.testing.assert_array_equal(sample.old_logprobs, believed(sample, 0))
+            if reference:
+                np.testing.assert_allclose(sample.ref_logprobs, believed(sample, 0) - 0.5 * sample.loss_mask)
+            else:
+                assert sample.ref_logprobs is None
+
+
+def test_reference_is_asked_only_about_what_is_trained_on(tmp_path):
+    groups = [rewarded([1.0, 1.0, 1.0]), rewarded([1.0, None, 0.0])]
+    roles, _ = learned(tmp_path, groups, {"algorithm.kl_coef": 0.1}, reference=True)
+    assert roles.learner.journal.of("reference") == [("reference", 2)]
+    ((given, _, _),) = roles.learner.given
+    assert all(s.ref_logprobs is not None for g in given for s in g.samples)
+
+
+def test_an_update_without_samples_keeps_the_metrics_of_the_others(tmp_path):
+    groups = [rewarded([1.0, 1.0]), rewarded([0.0, 1.0])]
+    roles, metrics = learned(tmp_path, groups, {"algorithm.num_minibatches": 2})
+    assert [len(given) for given, _, _ in roles.learner.given] == [0, 1]
+    assert metrics["sampler/logprob_diff_max"] == 2
+    assert metrics["policy/skipped_updates"] == 0
