@@ -15,6 +15,7 @@ from actors.placement import Seat, reserve, seats
 from actors.reward_worker import RewarderGroup, RewardWorker
 from actors.scorer import ScorerActor, ScorerGroup
 from actors.supervisor import get_all
+from rewards.combine import RewardSet
 from rlft.config import Config
 from rlft.engines.learner import RankedLearner
 from rlft.loops.offline import OfflineRoles
@@ -52,16 +53,14 @@ def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> It
     """All roles of an on-policy run, loaded and ready."""
     with _placed(config) as (all_seats, options):
 
-        def start(kind: Any, role: str, *args: Any, with_seat: bool = True) -> tuple[list[Any], list[str]]:
+        def start(role: str, kind: Any, *args: Any) -> tuple[list[Any], list[str]]:
             mine = all_seats.get(role, [])
-            started = [
-                kind.options(**options[s.name]).remote(config, *((s,) if with_seat else ()), *args) for s in mine
-            ]
+            started = [kind.options(**options[s.name]).remote(config, s, *args) for s in mine]
             return started, [s.name for s in mine]
 
-        generators, generator_names = start(GeneratorActor, "generator")
-        workers, worker_names = start(RewardWorker, "reward_worker", list(rewards), with_seat=False)
-        scorers, scorer_names = start(ScorerActor, "scorer")
+        generators, generator_names = start("generator", GeneratorActor)
+        workers, worker_names = start("reward_worker", RewardWorker, RewardSet(config.rewards, rewards))
+        scorers, scorer_names = start("scorer", ScorerActor)
         learner, places = _learner(config, all_seats["learner"], options)
         everyone = [*generators, *workers, *scorers]
         names = [*generator_names, *worker_names, *scorer_names]

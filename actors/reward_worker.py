@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 
+from actors.placement import Seat
 from actors.process import here
 from actors.supervisor import get_each
 from rewards.combine import RewardSet
@@ -18,8 +19,8 @@ from rlft.samples import Group
 class RewardWorker:
     """Scores one group at a time."""
 
-    def __init__(self, config: Config, functions: Sequence[Callable[..., Any]]) -> None:
-        self._rewards = RewardSet(config.rewards, functions)
+    def __init__(self, config: Config, seat: Seat, rewards: RewardSet) -> None:
+        self._rewards = rewards  # made in the driver, so that relative file names start from its folder
 
     def ready(self) -> str:
         """Answers once the functions are loaded: where it runs."""

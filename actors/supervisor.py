@@ -54,6 +54,8 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
         raise RunError(f"{stage}: {name} failed\n{error}") from error
     except RayActorError as error:
         why = str(error).strip().splitlines()
+        if getattr(error, "actor_init_failed", False):
+            raise RunError(f"{stage}: {name} could not start: {why[-1]}\n{error}") from error
         raise RunError(
             f"{stage}: {name} died ({' '.join(why[-3:])}). Its output is in {log_folder()}. Common causes: out of "
             "memory (dmesg tells), a killed node. Go on from the last checkpoint with --resume auto."

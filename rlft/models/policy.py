@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlft.batch import Pack
@@ -59,6 +60,30 @@ def logit_transform(config: Any) -> Any:
     return transform
 
 
+class _Scores(nn.Module):
+    """The output layer and all that follows it, as one module with the layer's weights as its own. ZeRO-3 collects a
+    module's weights whenever it is called, on all ranks at once: a layer called once per chunk of targets would hang
+    ranks that have different numbers of targets."""
+
+    def __init__(self, lm: Any, chunk: int) -> None:
+        super().__init__()
+        output = lm.get_output_embeddings()
+        self._transform, self._chunk = logit_transform(lm.config.get_text_config()), chunk
+        self._layer = None if type(output) is nn.Linear else [output]  # under an adapter; in a list: not a child
+        if self._layer is None:
+            self.weight, self.bias = output.weight, output.bias
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states."""
+        if self._layer is None:
+            return self._transform(F.linear(hidden, self.weight, self.bias))
+        return self._transform(self._layer[0](hidden))
+
+    def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """See token_logprobs."""
+        return token_logprobs(self.logits, hidden, targets, temperature, self._chunk)
+
+
 class Policy(nn.Module):
     """Wraps a transformers causal language model (with or without an adapter) for packs."""
 
@@ -66,10 +91,9 @@ class Policy(nn.Module):
         """`chunk`: targets whose logits are made at a time."""
         super().__init__()
         self.model = model
-        self._chunk = chunk
         lm: Any = causal_lm(model)
         use_packed_attention(lm)
-        self._transform = logit_transform(lm.config.get_text_config())
+        self._scores = _Scores(lm, chunk)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
         """Last hidden states [B, N, hidden] of tokens [B, N]."""
@@ -80,11 +104,10 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states."""
-        lm: Any = causal_lm(self.model)
-        return self._transform(lm.get_output_embeddings()(hidden))
+        return self._scores.logits(hidden)
 
     def forward(self, pack: Pack, temperature: float) -> TokenScores:
         """Score every target of a pack."""
         hidden = self.hidden(pack.input_ids[None], pack.position_ids[None], pack.layout)[0]
         predicting = hidden.index_select(0, pack.predict_from)
-        return TokenScores(*token_logprobs(self.logits, predicting, pack.targets, temperature, self._chunk))
+        return TokenScores(*self._scores(predicting, pack.targets, temperature))

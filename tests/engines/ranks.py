@@ -48,13 +48,13 @@ class Ranks:
             pipe.send(question)
         answers = []
         for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(PATIENCE_S):
-                self.close()
-                raise TimeoutError(f"rank {rank} did not answer to {questions[rank][0]} within {PATIENCE_S:g} s")
-            ok, answer = pipe.recv()
+            try:
+                ok, answer = pipe.recv() if pipe.poll(PATIENCE_S) else (False, f"no answer within {PATIENCE_S:g} s")
+            except EOFError:
+                ok, answer = False, "the process died"
             if not ok:
                 self.close()
-                raise RuntimeError(f"rank {rank}, {questions[rank][0]}:\n{answer}")
+                raise RuntimeError(f"rank {rank}, {questions[rank][0]}: {answer}")
             answers.append(answer)
         return answers
 

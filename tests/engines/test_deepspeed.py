@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlft.engines.learner import RankedLearner
-from rlft.samples import Group, count_totals
+from rlft.samples import Group, Totals, count_totals
 from tests.engines.ranks import Ranks, largest_difference, weights_of
 from tests.helpers import alone, make_config, plain_logprobs, random_groups
 
@@ -90,7 +90,7 @@ def test_same_update_for_the_other_averages(rank_pool, wide_folder, whole, num_r
     changes = {"learner__tokens_per_micro_batch": 16, "algorithm__loss_average": average}
     learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     check_same(updated(learner, some_groups()), whole[average])
-    assert largest_difference(whole[average][1], whole["token"][1]) > 1e-5
+    assert abs(whole[average][0][0]["policy/loss"] - whole["token"][0][0]["policy/loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("adapter", [None, {"rank": 4}])
@@ -155,7 +155,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(rank_pool, wide_folder, num_
 @pytest.mark.parametrize(("num_ranks", "stage"), [(1, 1), (1, 2), (2, 2), (2, 3)])
 def test_bfloat16_with_float32_master_weights(rank_pool, wide_folder, num_ranks, stage):
     """Weights near 0.06 are 0.00024 apart in bfloat16: steps of 0.00003 only show when float32 adds them up."""
-    changes = {"model__dtype": "bfloat16", "learner__lr": 3e-5, "learner__weight_decay": 0.0, "algorithm__kl_coef": 0.0}
+    changes = {"model__dtype": "bfloat16", "learner__lr": 3e-5, "learner__weight_decay": 0.0, "learner__eps": 1e-8}
     learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     exact = make_learner(rank_pool, wide_folder, **(changes | {"model__dtype": "float32"})) if num_ranks == 2 else None
     before = weights_of(learner)
@@ -181,26 +181,25 @@ def spoiled(groups: list[Group], advantage: float) -> list[Group]:
     return [groups[0].with_samples([replace(sample, advantages=advantages), *groups[0].samples[1:]]), *groups[1:]]
 
 
-@pytest.mark.parametrize("advantage", [float("nan"), float("inf"), 1e38])
+@pytest.mark.parametrize("advantage", [float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("num_ranks", TOTAL_RANKS)
 def test_what_is_not_finite_is_skipped_by_all_ranks(rank_pool, wide_folder, num_ranks, stage, advantage):
-    """1e38: the loss is finite, the gradient's norm is not. Nothing of a skipped update is left in the next one."""
-    changes = {"algorithm__clip_high": 1e9, "algorithm__kl_coef": 0.0, "learner__tokens_per_micro_batch": 16}
-    groups = some_groups()
-    totals = count_totals(groups, 8)
+    """With 3e38 the loss is finite and the gradient is not. Nothing of a skipped update is left in the next one."""
+    changes = {"algorithm__kl_coef": 0.0, "learner__tokens_per_micro_batch": 16}
+    groups, totals = random_groups(np.random.default_rng(0), [4, 3, 1, 4]), Totals(1, 12, 8)
     fresh = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     good = [fresh.update(groups, totals, step) for step in range(2)]
     expected = weights_of(fresh)
 
     learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     before = weights_of(learner)
-    first = learner.update(spoiled(groups, advantage), totals, 0)
-    assert first["policy/skipped_updates"] == 1
-    assert not np.isfinite(first["policy/grad_norm"])
-    assert largest_difference(weights_of(learner), before) == 0
-    assert learner.update(groups, totals, 0)["policy/loss"] == good[0]["policy/loss"]
-    second = learner.update(spoiled(groups, advantage), totals, 1)
-    assert second["policy/skipped_updates"] == 2
-    assert learner.update(groups, totals, 1)["policy/loss"] == good[1]["policy/loss"]
+    for step in range(2):
+        bad = learner.update(spoiled(groups, advantage), totals, step)
+        assert bad["policy/skipped_updates"] == step + 1
+        assert not np.isfinite(bad["policy/grad_norm"])
+        assert np.isfinite(bad["policy/loss"]) == (advantage == 3e38)
+        if step == 0:
+            assert largest_difference(weights_of(learner), before) == 0
+        assert learner.update(groups, totals, step)["policy/loss"] == good[step]["policy/loss"]
     assert largest_difference(weights_of(learner), expected) == 0

@@ -1,0 +1,88 @@
+"""Local mode from the command line and from a driver script: each starts a Ray of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import (
+    GRPO, changed, children, fails, finish, metrics_of, rlft, rollouts_of, start, still_alive, wait_until, write_config,
+)  # fmt: skip
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+LONG = {  # seconds of decoding in each step
+    "model.tiny.max_length": 4096, "generator.max_new_tokens": 4000, "generator.ignore_eos": True,
+    "algorithm.kl_coef": 0.0, "cluster.mode": "local",
+}  # fmt: skip
+
+
+def test_a_killed_generator_ends_the_run(task: Path) -> None:
+    process = start(task, "train", write_config(task, "killed", GRPO, LONG))
+    places = task / "runs" / "killed" / "logs" / "actors.json"
+    wait_until(places.exists, process)
+    time.sleep(2)  # first weights go over in a tenth of that
+    mine = children(process)
+    os.kill(int(json.loads(places.read_text())["generator-0"].split()[-1]), signal.SIGKILL)
+    begin = time.monotonic()
+    err = fails(1, finish(process, 60))
+    assert time.monotonic() - begin < 15
+    assert "error: generate: generator-0 died (" in err
+    assert "--resume auto" in err and "logs" in err
+    assert [name for name in still_alive(mine, 10) if "Agent" not in name] == []
+
+
+SCRIPT = """
+import json
+
+import rlft
+
+WORDS = {"even": "02468"}  # what a function refers to travels with it
+
+
+def share_of_even(completions, **columns):
+    return [sum(c in WORDS["even"] for c in text) / 8 for text in completions]
+
+
+def length(completions, bonus, **columns):
+    return [len(text) * b for text, b in zip(completions, bonus)]
+
+
+async def later(completions, **columns):
+    return [0.25] * len(completions)
+
+
+with open("config.json") as file:
+    config = json.load(file)
+rows = [{"prompt": f"{i}=", "bonus": i / 10} for i in range(10)]
+result = rlft.train(config, rewards=[share_of_even, length, later], dataset=rows)
+print("RESULT", result.folder, result.steps, result.checkpoint, result.metrics["reward/length/mean"])
+"""
+
+
+def test_functions_of_a_driver_script(task: Path) -> None:
+    config = changed(GRPO, {"cluster.mode": "local", "algorithm.kl_coef": 0.0, "loop.steps": 2, "run.name": "script"})
+    del config["rewards"], config["data"]
+    (task / "config.json").write_text(json.dumps(config))
+    (task / "script.py").write_text(SCRIPT)
+    done = finish(start(task, python=("script.py",)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("RESULT runs/script 2 runs/script/checkpoints/step-000002 ")
+    rows = rollouts_of(task / "runs" / "script")
+    assert len(rows) == 2 * 4 * 4
+    for row in rows:
+        assert row["reward/share_of_even"] == sum(c in "02468" for c in row["completion"]) / 8
+        assert row["reward/length"] == len(row["completion"]) * row["columns"]["bonus"]
+        assert row["reward"] == pytest.approx(row["reward/share_of_even"] + row["reward/length"] + 0.25)
+    assert all(line["samples/failed"] == 0 for line in metrics_of(task / "runs" / "script"))
+
+
+def test_no_cluster_to_join_is_bad_input(task: Path) -> None:
+    config = write_config(task, "nowhere", GRPO, {"cluster.mode": "ray"})
+    err = fails(2, rlft(task, "train", config, "--cluster.address", "127.0.0.1:1"))
+    assert "no cluster answers at 127.0.0.1:1" in err and "--cluster.mode local" in err
