@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,9 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
     else:
         address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
+            _knock(address)
             ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"cluster.mode is ray, but no cluster answers at {address} ({str(error).splitlines()[0]}). Start one "
                 "with `ray start --head`, give --cluster.address, or use --cluster.mode local. With token "
@@ -50,6 +52,13 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nothing listens at host:port: Ray itself would try for minutes before it gives up."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()  # 10 s: across a slow network
 
 
 def _import_folders() -> list[str]:

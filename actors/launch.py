@@ -50,7 +50,7 @@ def train(
     prepare(config, (config.learner.gpus + config.generator.gpus + config.scorer.gpus) if inline else 0)
     path = Path(config.run.dir) / config.run.name
     with RunFolder.create(path, dump_config(config), None if resume is None else str(resume)) as folder:
-        config = with_model(config, folder.path)
+        config = with_model(config, folder.path, anew=folder.resumed is None)
         tokenizer = load_tokenizer(str(config.model.path), config.model.chat_template)
         console = Console(config.loop.steps, title=config.run.name)
         if config.algorithm.type == "sft":
@@ -58,12 +58,12 @@ def train(
         return _on_policy(config, folder, tokenizer, console, rewards, dataset)
 
 
-def with_model(config: Config, folder: Path) -> Config:
-    """Make the small model of `model.tiny` in the run folder (once) and point model.path at it."""
+def with_model(config: Config, folder: Path, anew: bool = False) -> Config:
+    """Make the small model of `model.tiny` in the run folder (once, or `anew`) and point model.path at it."""
     if config.model.tiny is None:
         return config
     target = (folder / "model").resolve()
-    if not (target / "config.json").exists():
+    if anew or not (target / "config.json").exists():
         make_tiny_model(config.model.tiny, target, config.run.seed)
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(target), "tiny": None})})
 

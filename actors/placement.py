@@ -11,6 +11,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.process import ENVIRONMENT
 from rlft.config import Config
 from rlft.config.base import Actors
 from rlft.config.roles import LearnerConfig
@@ -82,7 +83,7 @@ def reserve(config: Config, all_seats: dict[str, list[Seat]]) -> tuple[Placement
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
         options[seat.name] = {
             "num_cpus": seat.bundle().get("CPU", 0), "num_gpus": seat.gpus, "resources": seat.resources or None,
-            "scheduling_strategy": where, "name": None,
+            "scheduling_strategy": where, "runtime_env": {"env_vars": ENVIRONMENT},
         }  # fmt: skip
     return group, options
 

@@ -6,13 +6,20 @@ import os
 
 from rlft.config import Config
 
+# Read by OpenMP when torch is first imported, so they must be there before. Idle threads sleep instead of spinning:
+# roles share cores, and spinning threads on busy cores make small matrix products many times slower.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def set_environment() -> None:
+    """For this process, unless the user has set something else."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
 
 def prepare(config: Config, gpus: float, cpus: float | None = None) -> None:
-    """Before anything heavy is imported: quiet libraries, and the number of threads. That is cluster.threads, otherwise
-    an actor's cpus (at least 1); without either, torch's own choice. Idle threads sleep instead of spinning, because
-    cores are shared between roles. `gpus`: those of this process."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Quiet libraries, and the number of threads. That is cluster.threads, otherwise an actor's cpus (at least 1);
+    without either, torch's own choice. `gpus`: those of this process."""
     if gpus == 0:
         os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed looks for one and warns
     import torch

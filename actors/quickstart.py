@@ -7,6 +7,8 @@ ordinary runs with ordinary configurations, which are left in the folder to be r
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -99,14 +101,19 @@ def _report(folder: Path, result: launch.RunResult, config: Config, seconds: flo
     _say("Three completions of the last evaluation:")
     for group in result.examples[:3]:
         _say(f"  {group.prompt.text} -> {_shown(group.samples[0])}")
-    run = result.folder
+    run, rlft = result.folder, _command()
     _say(f"\nRun folder      {run}   (config.yaml, metrics.jsonl, rollouts/, checkpoints/, tensorboard/)")
     _say(f"Trained model   {result.checkpoint}   (Hugging Face format)")
     _say("\nWhat to type next:")
-    _say(f"  rlft eval {run} --samples 8 --temperature 1        # pass@8 of the trained model")
-    _say(f"  rlft train {run}/config.yaml --run.name again --loop.steps 200 --algorithm.kl_coef 0")
-    _say(f"  tensorboard --logdir {folder}")
-    _say("  rlft config show configs/grpo_gsm8k.yaml           # a real model on real questions")
+    _say(f"  {rlft} eval {run} --samples 8 --temperature 1        # pass@8 of the trained model")
+    _say(f"  {rlft} train {run}/config.yaml --run.name again --loop.steps 200 --algorithm.kl_coef 0")
+    _say(f"  {rlft[:-4]}tensorboard --logdir {folder}")
+    _say(f"  {rlft} config show configs/grpo_gsm8k.yaml           # a real model on real questions")
+
+
+def _command() -> str:
+    """How to call rlft from here: by its name where that works, else by its path in the virtual environment."""
+    return "rlft" if shutil.which("rlft") else os.path.relpath(Path(sys.executable).parent / "rlft")
 
 
 def _shown(sample: Sample) -> str:

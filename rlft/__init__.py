@@ -67,6 +67,9 @@ def train(
     from rlft.config.load import load_config
 
     checked = load_config(config, overrides, need_data=True, has_rewards=bool(rewards), has_dataset=dataset is not None)
+    from actors.process import set_environment
+
+    set_environment()
     from actors import launch
 
     return launch.train(checked, rewards=rewards, dataset=dataset, resume=None if resume is None else os.fspath(resume))

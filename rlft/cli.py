@@ -4,6 +4,7 @@ needs it, so that `rlft --help` is instant."""
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def _run(argv: list[str]) -> int:
     parser = _parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        raise UserError(_unknown(unknown[0]))
+        raise UserError(_unknown(unknown[0], args.parser))
     if args.command is None:
         args.parser.print_help()
         return 0
@@ -93,13 +94,15 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     return split_overrides(argv)
 
 
-def _unknown(word: str) -> str:
+def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
     name = word.partition("=")[0]
     if not name.startswith("--"):
         return f'unexpected argument "{word}"; see rlft --help'
     from rlft.config.keys import suggest
 
-    meant = suggest(name.removeprefix("--"))
+    options = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
+    meant = near[0].removeprefix("--") if near else suggest(name.removeprefix("--"))
     return f"unknown option {name}; " + (f"did you mean --{meant}?" if meant else "see rlft --help")
 
 
@@ -171,6 +174,7 @@ def _add_config(commands: Any) -> None:
 
 
 def _quickstart(args: argparse.Namespace, overrides: list[str]) -> int:
+    _prepare()
     from actors import quickstart
 
     quickstart.main(args.dir, args.mode, args.seed)
@@ -181,6 +185,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from rlft.config.load import load_config
 
     config = load_config(args.config, overrides, need_data=True)
+    _prepare()
     from actors import launch
 
     launch.train(config, resume=args.resume)
@@ -197,12 +202,20 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
         "evaluation.samples_per_prompt": args.samples,
         "evaluation.temperature": args.temperature,
     }
+    _prepare()
     from actors.evaluate import evaluate
 
     given = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     for name, value in evaluate(args.target, given + overrides).items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     return 0
+
+
+def _prepare() -> None:
+    """Before torch is imported."""
+    from actors.process import set_environment
+
+    set_environment()
 
 
 def _config_show(args: argparse.Namespace, overrides: list[str]) -> int:

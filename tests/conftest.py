@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }.items():
-    os.environ.setdefault(_name, _value)
-
-import pytest
+    os.environ.setdefault(_name, _value)  # before torch and transformers are imported, which is inside fixtures
 
 
 @pytest.fixture(scope="session")

@@ -94,9 +94,7 @@ class FakeRewarder:
     def score(self, groups: Iterator[tuple[int, Group]]) -> Iterator[tuple[int, Group]]:
         for place, group in groups:
             rewards = [None if i in self.failing else float(i % 2) for i in range(len(group.samples))]
-            yield place, group.with_samples(
-                [replace(s, reward=r) for s, r in zip(group.samples, rewards, strict=True)]
-            )
+            yield place, group.with_samples([replace(s, reward=r) for s, r in zip(group.samples, rewards, strict=True)])
 
 
 @dataclass

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A random model is right too rarely to learn from, so the reward is the share of digits among 8 characters. The file
 # `hold` ("<metrics.jsonl> <lines>") makes it wait once so many steps are done: there a test may kill what it likes.
-REWARDS = '''
+REWARDS = """
 import time
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def raises_at_times(completions, answer, **columns):
 
 def one_too_few(completions, **columns):
     return [1.0] * (len(completions) - 1)
-'''
+"""
 
 TINY = {
     "vocabulary": "digits", "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
@@ -149,7 +149,7 @@ def fails(code: int, done: subprocess.CompletedProcess[str]) -> str:
     """What a run says on stderr that must have failed with this exit code, one message and no traceback."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.count("error: ") == 1, done.stderr
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
 
 

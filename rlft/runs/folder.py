@@ -154,7 +154,8 @@ class RunFolder:
         if self.config_path.exists():
             if self.config_path.read_text(encoding="utf-8") == config_yaml:
                 return
-            self.config_path.rename(free_numbered(self.config_path, "before-resume"))
+            if holds_run(self.path):
+                self.config_path.rename(free_numbered(self.config_path, "before-resume"))
         atomic_write_text(self.config_path, config_yaml)
 
 
@@ -214,10 +215,10 @@ def config_changes(old_yaml: str, new_yaml: str) -> list[tuple[str, str, str]]:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a run wrote into this folder."""
-    return any((path / name).exists() for name in ("config.yaml", "metrics.jsonl")) or (
-        any((path / "checkpoints").glob("*")) if (path / "checkpoints").is_dir() else False
-    )
+    """Whether a run finished a step or wrote a checkpoint in this folder. What a start that failed leaves (bad data,
+    say) is no run: the same command works once the cause is mended."""
+    metrics, checkpoints = path / "metrics.jsonl", path / "checkpoints"
+    return (metrics.is_file() and metrics.stat().st_size > 0) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 def _refuse_existing(path: Path) -> None:

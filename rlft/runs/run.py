@@ -49,7 +49,7 @@ class Run:
         following = self.step + 1
         set_aside_rollouts(folder.rollouts, following)
         self._metrics = MetricsWriter(folder.metrics_path, following)
-        self._evaluations = MetricsWriter(folder.eval_path, following)
+        self._evaluations = MetricsWriter(folder.eval_path, following if self.step else 0)  # 0: the one before training
         self._trackers = make_trackers(
             config.tracking, folder, config.run.name, config.model_dump(mode="json"), following if self.step else None
         )
@@ -88,6 +88,7 @@ class Run:
     ) -> None:
         """Metrics of a finished step. `num_tokens`: trained tokens; `groups`: its rollouts, written when they are due."""
         self.step = step
+        self.console.stage(f"in step {step + 1}")
         times = clock.metrics()
         everything = {**metrics, **times, **self._metrics_of_save, "tokens_per_s": num_tokens / times["time/step_s"]}
         self._metrics_of_save = {}

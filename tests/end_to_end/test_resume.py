@@ -14,7 +14,12 @@ from tests.running import (
     train_here, wait_until, weights_of, write_config,
 )  # fmt: skip
 
-EVALUATED = {"evaluation.path": "eval.jsonl", "evaluation.max_rows": 8, "evaluation.every": 3, "evaluation.temperature": 1.0}
+EVALUATED = {
+    "evaluation.path": "eval.jsonl",
+    "evaluation.max_rows": 8,
+    "evaluation.every": 3,
+    "evaluation.temperature": 1.0,
+}
 LORA = {"type": "lora", "rank": 4, "dropout": 0.1}
 
 
@@ -47,9 +52,7 @@ def uninterrupted(task: Path) -> Path:
     run = task / "runs" / "uninterrupted"
     assert_learns(run)
     assert len(rollouts_of(run)) == 8 * 4 * 4
-    assert any(
-        line["policy/loss"] != other["policy/loss"] for line, other in zip(metrics_of(run), metrics_of(run)[1:])
-    )
+    assert any(line["policy/loss"] != other["policy/loss"] for line, other in zip(metrics_of(run), metrics_of(run)[1:]))
     return run
 
 

@@ -17,6 +17,8 @@ from rlft.samples import Group, Totals, count_totals
 from tests.engines.ranks import Ranks, largest_difference, weights_of
 from tests.helpers import alone, make_config, plain_logprobs, random_groups
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # DeepSpeed's own calls into torch
+
 Pool = dict[int, Ranks]
 TOTAL_RANKS = [1, 2]
 
@@ -94,11 +96,13 @@ def test_same_update_for_the_other_averages(rank_pool, wide_folder, whole, num_r
 
 
 @pytest.mark.parametrize("adapter", [None, {"rank": 4}])
-def test_gradient_checkpointing_changes_nothing(rank_pool, wide_folder, adapter):
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 3)])
+def test_gradient_checkpointing_changes_nothing(rank_pool, wide_folder, num_ranks, stage, adapter):
     outcomes = []
     for checkpointing in (False, True):
         changes = {"model__adapter": adapter, "learner__gradient_checkpointing": checkpointing}
-        outcomes.append(updated(make_learner(rank_pool, wide_folder, **changes), some_groups()))
+        changes["learner__tokens_per_micro_batch"] = 16
+        outcomes.append(updated(make_learner(rank_pool, wide_folder, num_ranks, stage, **changes), some_groups()))
     check_same(*outcomes)
 
 
@@ -141,6 +145,7 @@ def test_an_update_is_the_one_of_plain_pytorch(rank_pool, wide_folder):
 @pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 3)])
 def test_logprobs_are_those_of_a_plain_forward_pass(rank_pool, wide_folder, num_ranks, stage):
     changes = {"generator__temperature": 0.7, "learner__tokens_per_micro_batch": 16}
+    changes["learner__tokens_per_logit_chunk"] = 3
     learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     model = AutoModelForCausalLM.from_pretrained(wide_folder, attn_implementation="eager").eval()
     groups = some_groups()

@@ -108,7 +108,9 @@ def test_a_sample_is_the_same_alone_or_in_a_batch(generator, temperature):
 
 
 @pytest.mark.parametrize("max_concurrent", [1, 3, 5, 7])
-def test_a_sample_does_not_depend_on_how_many_are_decoded_side_by_side(generator, tiny_folder, tokenizer, max_concurrent):
+def test_a_sample_does_not_depend_on_how_many_are_decoded_side_by_side(
+    generator, tiny_folder, tokenizer, max_concurrent
+):
     other = make_generator(tiny_folder, tokenizer, max_concurrent)
     other.load(update_of(other, 0))
     for a, b in zip(every_sample(generate(other)), every_sample(generate(generator)), strict=True):
@@ -205,7 +207,9 @@ def test_max_new_tokens(generator, limit):
 def test_a_stop_string_ends_a_sample_behind_it(generator, tokenizer):
     free = every_sample(generate(generator, num_samples=20, max_new_tokens=30, temperature=1.2))
     stop = next(s.text[2:4] for s in free if len(s.text) > 8)  # two tokens that do occur
-    cut = every_sample(generate(generator, num_samples=20, max_new_tokens=30, temperature=1.2, stop=(stop, "never this")))
+    cut = every_sample(
+        generate(generator, num_samples=20, max_new_tokens=30, temperature=1.2, stop=(stop, "never this"))
+    )
     stopped = 0
     for before, after in zip(free, cut, strict=True):
         text = tokenizer.decode(completion(before))

@@ -1,7 +1,7 @@
 """GRPO's pieces against numbers that TRL 1.16 computed (float64), recorded in ../shared/goldens.
 
 TRL's "grpo" is our average "sequence", "dapo" and (in one micro-batch) "bnpo" are "token", "dr_grpo" is "max_length".
-With beta > 0 TRL multiplies k3 by the importance ratio unless told otherwise; our k3 is the plain one, the case `nobias`.
+With beta > 0 TRL multiplies k3 by the importance ratio unless told otherwise; our k3 is the plain one, case `nobias`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def test_with_trls_importance_weight_on_k3(name):
 def test_clip_fraction():
     data, case = load("grpo.npz"), index()["grpo.npz"]["cases"]["grpo_b0.0"]
     mask = data["mask"].astype(bool)
-    arrays = [data["per_token_logps"], data["old_per_token_logps"], np.broadcast_to(data["advantages"][:, None], (6, 7))]
+    arrays = [
+        data["per_token_logps"],
+        data["old_per_token_logps"],
+        np.broadcast_to(data["advantages"][:, None], (6, 7)),
+    ]
     clipped = clipped_policy_loss(*(torch.from_numpy(a[mask]) for a in arrays), 0.2, 0.2).clipped
     assert clipped.double().mean().item() == pytest.approx(case["metrics"]["clip_ratio/region_mean"], rel=1e-6)
 

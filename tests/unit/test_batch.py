@@ -138,9 +138,7 @@ def test_sharing_a_prompt_changes_nothing_but_the_layout(seed, sizes):
     assert torch.equal(shared.targets, single.targets)
     assert torch.equal(shared.sample_of, single.sample_of)
     for column in ("input_ids", "position_ids"):
-        assert torch.equal(
-            getattr(shared, column)[shared.predict_from], getattr(single, column)[single.predict_from]
-        )
+        assert torch.equal(getattr(shared, column)[shared.predict_from], getattr(single, column)[single.predict_from])
     back = unpack(groups, shared.sampler_logprobs.numpy())
     for group, arrays in zip(groups, back, strict=True):
         for sample, array in zip(group.samples, arrays, strict=True):

@@ -93,6 +93,8 @@ def test_metrics_of_a_rollout():
         "completion/truncated": pytest.approx(1 / 3),
         "staleness/mean": pytest.approx(5 / 9),
         "staleness/max": 2,
+        "time/generate_s": 2,
+        "time/score_s": 1,
         "reward/mean": 0.5,
         "reward/std": 0.5,
         "reward/math/mean": 0.5,

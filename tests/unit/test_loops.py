@@ -60,7 +60,7 @@ def test_synchronous_order(tmp_path, background):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_pipelined_order(tmp_path, background):
-    """Rollouts of a step k ahead begin right after a load, with its version, and before the update that they overlap."""
+    """Rollouts of a step k ahead begin right after a load, with its version, before the update that they overlap."""
     _, journal, _ = run(config_of(tmp_path, loop__steps=4, loop__max_staleness=2), background)
     assert journal.of("load", "generate", "update") == [
         ("load", 0), ("generate", 0, "0/0"), ("generate", 0, "1/0"), ("generate", 0, "2/0"), ("update", 0),
@@ -133,7 +133,11 @@ def test_too_many_failed_rewards_stop_the_run(tmp_path):
     with pytest.raises(RunError, match="4 of 16 samples have no reward"):
         on_policy.train(roles, FakePrompts(), None, FakeRun(), config_of(tmp_path))  # type: ignore[arg-type]
     on_policy.train(
-        roles, FakePrompts(), None, FakeRun(), config_of(tmp_path, rewards__max_failed_fraction=0.25)  # type: ignore[arg-type]
+        roles,
+        FakePrompts(),
+        None,
+        FakeRun(),
+        config_of(tmp_path, rewards__max_failed_fraction=0.25),  # type: ignore[arg-type]
     )
     assert all(len(g.samples) == 3 for groups, _, _ in roles.learner.given for g in groups)
 
@@ -141,7 +145,9 @@ def test_too_many_failed_rewards_stop_the_run(tmp_path):
 # ---- rollouts ----
 
 
-def make_rollouts(tmp_path: Any, background: bool = False, ready: Any = None, **changes: Any) -> tuple[Rollouts, Journal]:
+def make_rollouts(
+    tmp_path: Any, background: bool = False, ready: Any = None, **changes: Any
+) -> tuple[Rollouts, Journal]:
     journal = Journal()
     generator = FakeGenerator(journal, version=0)
     config = config_of(tmp_path, **changes)

@@ -19,8 +19,9 @@ LOG2 = math.log(2)
 
 
 def two_tokens() -> tuple[TokenScores, Pack]:
-    """Two tokens of weight 1/2 with advantages 1 and -1. The policy says 2 x and 1 x as much as before; the sampler said
-    half and as much as the learner before; the reference half and as much as the policy now."""
+    """Two tokens of weight 1/2 with advantages 1 and -1. The policy says twice as much as before, and as much; the
+    sampler said half as much as the learner before, and as much; the reference half as much as the policy, and as much.
+    """
     group = make_group([4], [[5], [6]], advantages=[1.0, -1.0])
     pack = make_pack([group], Totals(2, 2, 8))
     pack = replace(

@@ -39,6 +39,7 @@ def test_a_new_folder(tmp_path: Path):
 
 def test_an_existing_run_needs_resume(tmp_path: Path):
     start(tmp_path / "a").close()
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match=r"runs?.*a: already holds a run.*--resume auto.*--run.name or --run.dir"):
         start(tmp_path / "a")
 
@@ -46,6 +47,15 @@ def test_an_existing_run_needs_resume(tmp_path: Path):
 def test_an_existing_folder_without_a_run_is_fine(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     start(tmp_path).close()
+
+
+def test_a_start_that_failed_is_no_run(tmp_path: Path):
+    start(tmp_path).close()
+    (tmp_path / "metrics.jsonl").touch()
+    new = config(loop={"steps": 9})
+    start(tmp_path, text=new).close()
+    assert (tmp_path / "config.yaml").read_text() == new
+    assert not list(tmp_path.glob("*before-resume*"))
 
 
 def test_a_file_or_a_closed_folder_in_the_way(tmp_path: Path):

@@ -1,0 +1,111 @@
+"""`rlft eval`: what a run measured of its checkpoints is what the command measures of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlft import cli
+from rlft.runs.metrics import read_metrics
+from tests.running import GRPO, changed, fails, rlft, succeeds, train_here, write_config
+
+EVALUATED = {
+    "loop.steps": 4, "evaluation.path": "eval.jsonl", "evaluation.max_rows": 10, "evaluation.every": 2,
+    "evaluation.temperature": 1.0, "evaluation.samples_per_prompt": 3, "evaluation.pass_threshold": 0.25,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def full(task: Path) -> Path:
+    train_here(task, write_config(task, "full", GRPO, EVALUATED))
+    return task / "runs" / "full"
+
+
+def answers(out: str) -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in out.splitlines())
+
+
+def logged(run: Path, step: int) -> dict[str, str]:
+    (line,) = [line for line in read_metrics(run / "eval.jsonl") if line["step"] == step]
+    return {key: f"{value:.4g}" for key, value in line.items() if key != "step"}
+
+
+def test_a_run_and_a_checkpoint(
+    task: Path, full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = answers(succeeds(task, "eval", "runs/full").stdout)
+    assert newest.pop("checkpoint") == "runs/full/checkpoints/step-000004"
+    assert newest == logged(full, 4)
+    assert {"eval/accuracy", "eval/pass@3", "eval/reward_mean", "eval/failed"} <= newest.keys()
+    monkeypatch.chdir(task)
+    assert cli.main(["eval", "runs/full/checkpoints/step-000002"]) == 0
+    older = answers(capsys.readouterr().out)
+    assert older.pop("checkpoint") == "runs/full/checkpoints/step-000002"
+    assert older == logged(full, 2) != newest
+
+
+def test_an_adapter(task: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = {**EVALUATED, "model.adapter": {"type": "lora", "rank": 4}, "learner.lr": 0.1}
+    train_here(task, write_config(task, "lora", GRPO, lora))
+    monkeypatch.chdir(task)
+    assert cli.main(["eval", "runs/lora"]) == 0
+    found = answers(capsys.readouterr().out)
+    found.pop("checkpoint")
+    run = task / "runs" / "lora"
+    assert found == logged(run, 4) != logged(run, 0), "the adapter counts"
+
+
+def test_other_data_and_samples(
+    task: Path, full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(task)
+    assert cli.main(["eval", "runs/full", "--data", "train.jsonl", "--samples", "5", "--evaluation.max_rows", "4"]) == 0
+    found = answers(capsys.readouterr().out)
+    assert "eval/pass@5" in found and found != logged(full, 4)
+    before = (full / "eval.jsonl").read_bytes()
+    assert cli.main(["eval", "runs/full", "--temperature", "0", "--samples", "1"]) == 0
+    assert "eval/pass@1" not in answers(capsys.readouterr().out)
+    assert (full / "eval.jsonl").read_bytes() == before, "the run's own record stays as it was"
+
+
+def test_errors(task: Path, full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "runs/ful:" in (err := fails(2, rlft(task, "eval", "runs/ful"))) and "runs/full" in err
+    monkeypatch.chdir(task)
+    (task / "runs" / "nothing").mkdir()
+    cases = {
+        ("runs/nothing",): "is neither a run folder nor a checkpoint in one",
+        ("runs/full", "--data", "evil.jsonl"): "eval.jsonl",
+        ("runs/full", "--samples", "2", "--temperature", "0"): "evaluation.samples_per_prompt",
+        ("runs/full", "--cluster.mode", "local"): "leave the key out",
+        ("runs/full", "--evaluation.max_row", "3"): "did you mean evaluation.max_rows?",
+    }
+    for words, expected in cases.items():
+        assert cli.main(["eval", *words]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and expected in err, err
+
+
+def test_a_run_without_held_out_data_or_with_a_corrupt_checkpoint(
+    task: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests import running
+
+    def share_of_digits(completions, **columns):
+        return [1.0 for _ in completions]
+
+    config = changed(running.GRPO, {"loop.steps": 2, "run.name": "script"})
+    del config["rewards"]
+    train_here(task, config, rewards=[share_of_digits])  # type: ignore[arg-type]
+    monkeypatch.chdir(task)
+    assert cli.main(["eval", "runs/script"]) == 2
+    assert "--data FILE" in capsys.readouterr().err
+    assert cli.main(["eval", "runs/script", "--data", "eval.jsonl"]) == 2
+    assert "reward" in capsys.readouterr().err
+    words = ["--data", "eval.jsonl", "--rewards.functions", "[{function: exact_match}]"]
+    assert cli.main(["eval", "runs/script", *words]) == 0
+    weights = task / "runs" / "script" / "checkpoints" / "step-000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    capsys.readouterr()
+    assert cli.main(["eval", "runs/script/checkpoints/step-000002", *words]) == 2
+    assert "the checkpoint is corrupt: model.safetensors has" in capsys.readouterr().err

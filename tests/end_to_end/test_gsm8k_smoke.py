@@ -1,0 +1,39 @@
+"""The main job on real questions, with the configuration that the repository ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.running import ROOT, metrics_of, rollouts_of, succeeds
+
+DATA = ROOT.parent / "shared" / "data" / "gsm8k_train_300.jsonl"
+CONFIG = ROOT / "configs" / "grpo_gsm8k_smoke.yaml"
+
+pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"the GSM8K questions are not at {DATA}")
+
+
+@pytest.mark.parametrize("mode", ["inline", pytest.param("local", marks=[pytest.mark.ray, pytest.mark.slow])])
+def test_every_part_runs(tmp_path: Path, mode: str) -> None:
+    words = ["--data.path", str(DATA), "--cluster.mode", mode, "--cluster.threads", "1"]
+    done = succeeds(tmp_path, "train", str(CONFIG), *words)
+    run = tmp_path / "runs" / "grpo_gsm8k_smoke"
+    assert "question -> prompt" in done.stderr and "step=3/3" in done.stderr
+
+    lines = [json.loads(line) for line in DATA.read_text().splitlines()]
+    rows = rollouts_of(run)
+    assert len(rows) == 3 * 4 * 4
+    for row in rows:
+        file, line = row["prompt_id"].split(":")
+        question = lines[int(line) - 1]
+        assert file == DATA.name and row["columns"] == question
+        assert row["prompt"].strip() == question["question"].strip()
+        assert 0 < row["num_tokens"] == len(row["token_ids"]) <= 48
+        assert row["status/math"] == "ok" and row["reward/math"] == row["reward"] and 0 <= row["reward"] <= 1
+    assert sum(len(row["completion"]) > 10 for row in rows) > len(rows) / 2, "most have text"
+    assert len({row["prompt_id"] for row in rows}) == 12, "three batches of four questions"
+    assert [line["samples/failed"] for line in metrics_of(run)] == [0, 0, 0]
+    assert (run / "checkpoints" / "step-000003" / "model.safetensors").exists()
+    assert list((run / "tensorboard").iterdir())
