@@ -40,7 +40,7 @@ class GeneratorActor:
         """See rlft.roles.Generator; the buckets are object refs."""
         self._generator.load(replace(update, buckets=tuple(ray.get(list(update.buckets), timeout=600))))
 
-    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
+    def token_logprobs(self, group: Group, temperature: float) -> dict[str, list[np.ndarray]]:
         """See rlft.roles.Generator."""
         return self._generator.token_logprobs(group, temperature)
 
@@ -71,8 +71,8 @@ class GeneratorGroup:
         refs = [actor.load.remote(update) for actor in self._actors]
         get_all(refs, self._names, f"loading weight version {update.version}", self._timeout_s)
 
-    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
-        """Of the actor that strays farthest from the first, so that a probe meets whichever is wrong."""
+    def token_logprobs(self, group: Group, temperature: float) -> dict[str, list[np.ndarray]]:
+        """See rlft.roles.Generator: every actor's answer."""
         refs = [actor.token_logprobs.remote(group, temperature) for actor in self._actors]
         answers = get_all(refs, self._names, "probe", self._timeout_s)
-        return max(answers, key=lambda a: max(float(np.abs(x - y).max()) for x, y in zip(a, answers[0], strict=True)))
+        return {name: logprobs for answer in answers for name, logprobs in answer.items()}

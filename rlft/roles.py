@@ -33,9 +33,9 @@ class Generator(Protocol):
         """Take over published weights (`rlft.engines.weights.WeightUpdate`) and verify every tensor."""
         ...
 
-    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
-        """The generator's own log-prob of each trained token at this temperature, f32 [T] per sample, under the weights
-        it holds. For the probe."""
+    def token_logprobs(self, group: Group, temperature: float) -> dict[str, list[np.ndarray]]:
+        """For the probe: what each generator that plays this role, by name, says under the weights that it holds of the
+        tokens to be trained on. Log-probs f32 [T] for each sample, 0 elsewhere, at this sampling temperature."""
         ...
 
 

@@ -79,9 +79,10 @@ class FakeGenerator:
         self.journal.write("load", update.version)
         self.version, self.updates = update.version, update.updates
 
-    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
+    def token_logprobs(self, group: Group, temperature: float) -> dict[str, list[np.ndarray]]:
         self.journal.write("probe", self.version, temperature)
-        return [believed(s, self.updates) + np.float32(self.drift) * s.loss_mask for s in group.samples]
+        right = [believed(s, self.updates) for s in group.samples]
+        return {"first": right, "second": [a + np.float32(self.drift) * (a != 0) for a in right]}
 
 
 @dataclass

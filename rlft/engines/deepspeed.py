@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,8 +149,7 @@ class DeepSpeedRank:
         tensors = self._gathered(names)
         if self._where.rank == 0:
             return pack_weights(tensors, version, everything, self._trainable)
-        for _ in tensors:
-            pass
+        deque(tensors, maxlen=0)  # takes part in gathering, keeps nothing
         return None
 
     def _gathered(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -168,11 +167,12 @@ class DeepSpeedRank:
     def save(self, folder: Path) -> None:
         """Hugging Face model (or adapter) into `folder`, DeepSpeed's and random state into `folder`/learner."""
         names = [name for name, _ in self._policy.model.named_parameters()]
-        tensors = dict(self._gathered(names if self._config.model.adapter is None else self._trainable))
+        tensors = self._gathered(names if self._config.model.adapter is None else self._trainable)
         model: Any = self._policy.model
         if self._where.rank == 0:
-            state = None if self._stage < 3 else tensors
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder, state_dict=None if self._stage < 3 else dict(tensors))
+        else:
+            deque(tensors, maxlen=0)  # takes part in gathering, keeps nothing
         own = folder / "learner"
         own.mkdir(parents=True, exist_ok=True)
         with _quiet():

@@ -29,7 +29,6 @@ class RankedLearner:
         self._config, self._call = config, call
         self._num_ranks = config.learner.num_ranks
         self._skipped_in_a_row = 0
-        self._skipped = 0
 
     def _plan(self, groups: Sequence[Group]) -> list[list[list[Group]]]:
         return plan_micro_batches(groups, self._num_ranks, self._config.learner.tokens_per_micro_batch)
@@ -55,7 +54,6 @@ class RankedLearner:
             self._skipped_in_a_row = 0
         else:
             self._skipped_in_a_row += 1
-            self._skipped += 1
             if self._skipped_in_a_row > self._config.learner.max_skipped_updates:
                 raise RunError(
                     f"step {step}: {self._skipped_in_a_row} updates in a row were skipped because loss or gradient was "
@@ -64,7 +62,7 @@ class RankedLearner:
                     "mends it; learner.max_skipped_updates sets the limit."
                 )
         metrics = {"policy/loss": loss, "policy/grad_norm": answers[0].grad_norm, "policy/lr": lr}
-        metrics["policy/skipped_updates"] = float(self._skipped)
+        metrics["policy/skipped_updates"] = float(not answers[0].applied)
         for name in {name: None for a in answers for name in a.sums}:
             values = [a.sums[name] for a in answers if name in a.sums]
             metrics[name] = max(values) if name.endswith("_max") else sum(values) / num_tokens

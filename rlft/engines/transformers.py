@@ -73,11 +73,12 @@ class TransformersGenerator:
         load_weights(update, self._parameters, expected, self._name)
         self.version, self._frozen_verified = update.version, True
 
-    def token_logprobs(self, group: Group, temperature: float) -> list[np.ndarray]:
+    def token_logprobs(self, group: Group, temperature: float) -> dict[str, list[np.ndarray]]:
         """See rlft.roles.Generator."""
         with torch.inference_mode():
             pack = make_pack([group], device=self._device)
-            return unpack([group], self.policy(pack, temperature).logprobs.float().cpu().numpy())[0]
+            scores = self.policy(pack, temperature).logprobs.float().cpu().numpy()
+        return {self._name: unpack([group], scores)[0]}
 
     def generate(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], params: SamplingParams, version: int

@@ -52,9 +52,10 @@ class WeightUpdate:
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """64-bit hash of a tensor's bytes that depends on each word and its place, computed where the tensor is: the sum of
-    word[i] * (2 i + 1) * odd constant, modulo 2**64. Integers, so the same on every device and for every order of
-    summation. A changed, moved or missing word changes it; it is a check against mistakes, not against malice."""
+    """64-bit hash of a tensor's bytes that depends on each word and its place, computed where the tensor is: the sum
+    of mixed(word[i]) * (2 i + 1) * odd constant, modulo 2**64. Integers, so the same on every device and for every
+    order of summation. A changed or moved word changes it but for coincidences of about one in 2**32; it is a check
+    against mistakes, not against malice."""
     flat = tensor.detach().contiguous().flatten()
     if flat.numel() * flat.element_size() % 8 == 0:
         words = (flat.clone() if flat.data_ptr() % 8 else flat).view(torch.int64)
@@ -64,6 +65,7 @@ def fingerprint(tensor: Tensor) -> int:
     total = 0
     for start in range(0, len(words), _CHUNK):
         part = words[start : start + _CHUNK].to(torch.int64)
+        part = part + (part >> 32)  # places differ by even factors, so a word's top bit alone would be lost
         # (2 (start + i) + 1) m = (2 i + 1) m + 2 start m: the same weights serve every chunk
         total += int((part * weights[: len(part)]).sum()) + 2 * start * _MULTIPLIER * int(part.sum())
     return total % (1 << 64)

@@ -88,7 +88,7 @@ def learn(roles: Roles, groups: Sequence[Group], step: int, config: Config, cloc
     for name in {name: None for m in all_metrics for name in m}:  # an update without samples lacks some
         values = [m[name] for m in all_metrics if name in m]
         merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    return merged | {"policy/skipped_updates": all_metrics[-1]["policy/skipped_updates"]}
+    return merged | {"policy/skipped_updates": sum(m["policy/skipped_updates"] for m in all_metrics)}
 
 
 def _annotate(groups: Sequence[Group], score: Score, name: str, config: Config) -> list[Group]:

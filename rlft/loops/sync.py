@@ -40,14 +40,17 @@ class WeightSync:
         return metrics
 
     def _check(self, version: int) -> float:
-        """Largest difference of a token's log-prob between generator and learner."""
+        """Largest difference of a token's log-prob between any generator and the learner."""
         ours = self._learner.logprobs([self._probe])[0][0]
-        theirs = self._generator.token_logprobs(self._probe, self._temperature)[0]
+        answers = self._generator.token_logprobs(self._probe, self._temperature)
+        return max(self._compare(ours, theirs, name, version) for name, (theirs,) in answers.items())
+
+    def _compare(self, ours: np.ndarray, theirs: np.ndarray, name: str, version: int) -> float:
         diff = float(np.abs(ours - theirs).max())
         if not diff <= self._tolerance:
             at = int(np.abs(ours - theirs).argmax())
             raise WeightSyncError(
-                f"probe after weight version {version}: generator and learner disagree on prompt "
+                f"probe after weight version {version}: {name} and the learner disagree on prompt "
                 f"{self._probe.prompt.id}, token {at}: log-prob {theirs[at]:.6g} against {ours[at]:.6g}, a difference "
                 f"of {diff:.3g}, allowed is {self._tolerance:g} (loop.probe_tolerance). Every tensor arrived intact, "
                 "so the two compute differently: look at dtype, attention and library versions on both sides."

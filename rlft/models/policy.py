@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlft.batch import Pack
-from rlft.models.attention import ATTENTION, attend
+from rlft.errors import UserError
+from rlft.models.attention import ATTENTION, PackedLayout, attend
 from rlft.models.logprobs import token_logprobs
 
 
@@ -31,8 +32,8 @@ def use_packed_attention(model: nn.Module) -> None:
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if kinds or not getattr(model, "_supports_attention_backend", False):
         what = f"layers of type {', '.join(sorted(kinds))}" if kinds else "attention of its own"
-        raise ValueError(
-            f"{type(model).__name__} has {what}, which packed training cannot do: "
+        raise UserError(
+            f"model.path: {type(model).__name__} has {what}, which packed training cannot do: "
             "it needs a decoder whose attention layers all go through transformers' attention interface"
         )
     AttentionInterface.register(ATTENTION, attend)
@@ -92,8 +93,11 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         lm: Any = causal_lm(model)
+        plain = lm.config._attn_implementation
         use_packed_attention(lm)
         self._scores = _Scores(lm, chunk)
+        if plain != ATTENTION:
+            check_packed(self, lm, plain)
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
         """Last hidden states [B, N, hidden] of tokens [B, N]."""
@@ -111,3 +115,31 @@ class Policy(nn.Module):
         hidden = self.hidden(pack.input_ids[None], pack.position_ids[None], pack.layout)[0]
         predicting = hidden.index_select(0, pack.predict_from)
         return TokenScores(*self._scores(predicting, pack.targets, temperature))
+
+
+@torch.no_grad()
+def check_packed(policy: Policy, lm: Any, plain: str) -> None:
+    """Compare the logits of a small pack with the model's own on separate sequences, with its attention `plain`. Models
+    whose code does something of its own with positions, masks or logits would otherwise be trained silently wrong."""
+    device, vocab = lm.device, lm.config.get_text_config().vocab_size
+    tokens = torch.arange(1, 13, device=device) * 7919 % vocab
+    trunk, *branches = tokens.split([5, 3, 4])
+    layout = PackedLayout([5], [3, 4], [0, 0], device)
+    name = type(lm).__name__
+    try:
+        packed = policy.logits(policy.hidden(tokens[None], layout.position_ids()[None], layout))[0]
+    except ValueError as error:
+        raise UserError(f"model.path: {name} cannot be trained in packs: {error}") from error
+    lm.set_attn_implementation(plain)
+    try:
+        whole = [lm(input_ids=torch.cat([trunk, branch])[None], use_cache=False).logits[0] for branch in branches]
+    finally:
+        lm.set_attn_implementation(ATTENTION)
+    expected = torch.cat([whole[0][:5], whole[0][5:], whole[1][5:]]).float()
+    difference = float((packed.float() - expected).norm() / expected.norm().clamp(min=1e-12))
+    limit = 1e-3 if packed.dtype == torch.float32 else 0.05
+    if not difference <= limit:
+        raise UserError(
+            f"model.path: {name} gives other logits in a pack than alone (relative difference {difference:.2g}, "
+            f"allowed {limit:g}), so it cannot be trained in packs: its code treats positions or masks in its own way"
+        )

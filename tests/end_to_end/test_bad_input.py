@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlft import cli
-from tests.running import GRPO, fails, metrics_of, rlft, succeeds, train_here, write_config
+from tests.running import GRPO, fails, metrics_of, rlft, train_here, write_config
 
 GOOD_ROW = '{"prompt": "12=", "answer": "12"}\n'
 

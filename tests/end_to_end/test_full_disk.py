@@ -12,8 +12,19 @@ from pathlib import Path
 import pytest
 
 from tests.running import (
-    GRPO, SFT, fails, finish, metrics_of, num_lines, start, succeeds, train_here, wait_until, weights_of, write_config,
-)  # fmt: skip
+    GRPO,
+    SFT,
+    fails,
+    finish,
+    metrics_of,
+    num_lines,
+    start,
+    succeeds,
+    train_here,
+    wait_until,
+    weights_of,
+    write_config,
+)
 
 
 def limit_files(pid: int, num_bytes: int) -> None:

@@ -10,9 +10,21 @@ import psutil
 import pytest
 
 from tests.running import (
-    GRPO, SFT, assert_learns, children, metrics_of, num_lines, rollouts_of, start, still_alive, succeeds,
-    train_here, wait_until, weights_of, write_config,
-)  # fmt: skip
+    GRPO,
+    SFT,
+    assert_learns,
+    children,
+    metrics_of,
+    num_lines,
+    rollouts_of,
+    start,
+    still_alive,
+    succeeds,
+    train_here,
+    wait_until,
+    weights_of,
+    write_config,
+)
 
 EVALUATED = {
     "evaluation.path": "eval.jsonl",

@@ -178,21 +178,29 @@ def test_bfloat16_with_float32_master_weights(rank_pool, wide_folder, num_ranks,
     assert (after_many[name] != before[name])[large].float().mean() > 0.3
 
 
-def spoiled(groups: list[Group], advantage: float) -> list[Group]:
-    """One token of one sample has this advantage."""
+def spoiled(groups: list[Group], name: str, value: float) -> list[Group]:
+    """In this array of one sample, the first trained token has this value."""
     sample = groups[0].samples[0]
-    advantages = sample.advantages.copy()
-    advantages[np.flatnonzero(sample.loss_mask)[0]] = advantage
-    return [groups[0].with_samples([replace(sample, advantages=advantages), *groups[0].samples[1:]]), *groups[1:]]
+    array = getattr(sample, name).copy()
+    array[np.flatnonzero(sample.loss_mask)[0]] = value
+    return [groups[0].with_samples([replace(sample, **{name: array}), *groups[0].samples[1:]]), *groups[1:]]
 
 
-@pytest.mark.parametrize("advantage", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("advantages", float("nan")),
+        ("advantages", 3e38),  # the loss is finite, its gradient is not
+        ("ref_logprobs", -float("inf")),  # the loss is not finite, its gradient is
+    ],
+)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("num_ranks", TOTAL_RANKS)
-def test_what_is_not_finite_is_skipped_by_all_ranks(rank_pool, wide_folder, num_ranks, stage, advantage):
-    """With 3e38 the loss is finite and the gradient is not. Nothing of a skipped update is left in the next one."""
-    changes = {"algorithm__kl_coef": 0.0, "learner__tokens_per_micro_batch": 16}
-    groups, totals = random_groups(np.random.default_rng(0), [4, 3, 1, 4]), Totals(1, 12, 8)
+def test_what_is_not_finite_is_skipped_by_all_ranks(rank_pool, wide_folder, num_ranks, stage, name, value):
+    """And nothing of a skipped update is left in the next one."""
+    changes = {"learner__tokens_per_micro_batch": 16}
+    groups = [g.with_samples([replace(s, old_logprobs=None) for s in g.samples]) for g in some_groups()]
+    totals = Totals(1, 12, 8)
     fresh = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     good = [fresh.update(groups, totals, step) for step in range(2)]
     expected = weights_of(fresh)
@@ -200,10 +208,10 @@ def test_what_is_not_finite_is_skipped_by_all_ranks(rank_pool, wide_folder, num_
     learner = make_learner(rank_pool, wide_folder, num_ranks, stage, **changes)
     before = weights_of(learner)
     for step in range(2):
-        bad = learner.update(spoiled(groups, advantage), totals, step)
-        assert bad["policy/skipped_updates"] == step + 1
+        bad = learner.update(spoiled(groups, name, value), totals, step)
+        assert bad["policy/skipped_updates"] == 1
         assert not np.isfinite(bad["policy/grad_norm"])
-        assert np.isfinite(bad["policy/loss"]) == (advantage == 3e38)
+        assert np.isfinite(bad["policy/loss"]) == (value == 3e38)
         if step == 0:
             assert largest_difference(weights_of(learner), before) == 0
         assert learner.update(groups, totals, step)["policy/loss"] == good[step]["policy/loss"]

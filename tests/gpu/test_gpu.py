@@ -50,7 +50,7 @@ def test_generator_on_the_gpu_scores_like_the_cpu(tiny_folder: Path, tokenizer: 
         groups[device] = dict(generator.generate(prompts, seeds, sampling_params(config), 0))
         generators[device] = generator
     for place, group in groups["cuda"].items():
-        scored = generators["cpu"].token_logprobs(group)
+        (scored,) = generators["cpu"].token_logprobs(group, 1.0).values()
         for sample, logprobs in zip(group.samples, scored, strict=True):
             np.testing.assert_allclose(sample.logprobs, logprobs, atol=1e-3)
         assert {s.seed for s in group.samples} == {s.seed for s in groups["cpu"][place].samples}

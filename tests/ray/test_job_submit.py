@@ -1,4 +1,4 @@
-"""`ray job submit` to a cluster with token authentication: nothing of rlft is installed there but the files it is sent."""
+"""`ray job submit` to a cluster with token authentication: there is no rlft there but the files that it is sent."""
 
 from __future__ import annotations
 

@@ -11,8 +11,15 @@ import pytest
 from rlft import cli
 from rlft.runs.metrics import read_metrics
 from tests.running import (
-    GRPO, assert_close, assert_learns, metrics_of, rollouts_of, train_here, weights_of, write_config,
-)  # fmt: skip
+    GRPO,
+    assert_close,
+    assert_learns,
+    metrics_of,
+    rollouts_of,
+    train_here,
+    weights_of,
+    write_config,
+)
 
 pytestmark = pytest.mark.ray
 

@@ -12,8 +12,18 @@ import pytest
 
 from rlft import cli
 from tests.running import (
-    GRPO, changed, children, fails, finish, metrics_of, rollouts_of, start, still_alive, wait_until, write_config,
-)  # fmt: skip
+    GRPO,
+    changed,
+    children,
+    fails,
+    finish,
+    metrics_of,
+    rollouts_of,
+    start,
+    still_alive,
+    wait_until,
+    write_config,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

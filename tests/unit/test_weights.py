@@ -59,6 +59,11 @@ def test_swapped_elements_show(size, i, j):
     assert (fingerprint(swapped) == fingerprint(tensor)) == (i == j)
 
 
+def test_swapped_words_that_differ_in_their_top_bit_alone_show():
+    """Places differ by even factors, modulo 2**64 an even factor times 2**63 is 0."""
+    assert fingerprint(torch.tensor([1.0, 2.0, 1.0, -2.0])) != fingerprint(torch.tensor([1.0, -2.0, 1.0, 2.0]))
+
+
 def test_a_transposed_matrix_shows():
     tensor = numbers(6, 6)
     assert fingerprint(tensor.T) != fingerprint(tensor)
@@ -105,12 +110,13 @@ def test_chunks_change_nothing(monkeypatch, size, chunk, dtype):
 
 
 def test_by_hand():
-    # float32 1.0 is the word 0x3F800000; its place 0 gives factor 1, place 1 factor 3, place 2 factor 5
+    # float32 1.0 is the word 0x3F800000, mixed with its upper half (0); place 0 gives factor 1, place 1 factor 3, place
+    # 2 factor 5
     golden, one = 0x9E3779B97F4A7C15, 0x3F800000
     assert fingerprint(torch.tensor([1.0])) == one * golden % 2**64
     assert fingerprint(torch.tensor([1.0, 0.0, 1.0])) == one * golden * (1 + 5) % 2**64
     # an even number of them is read as words of 8 bytes, the second float in the upper half
-    assert fingerprint(torch.tensor([1.0, 1.0])) == (one + (one << 32)) * golden % 2**64
+    assert fingerprint(torch.tensor([1.0, 1.0])) == (one + (one << 32) + one) * golden % 2**64
     assert fingerprint(torch.tensor([0.0, 0.0, 1.0, 0.0])) == one * golden * 3 % 2**64
 
 
