@@ -16,6 +16,7 @@ from rlft.config.load import dump_config
 from rlft.data.examples import load_examples
 from rlft.data.prompts import PromptSet, load_prompts
 from rlft.data.tokenizer import load_tokenizer
+from rlft.engines.build import check_engine
 from rlft.evaluation.accuracy import Evaluation
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
@@ -71,6 +72,7 @@ def with_model(config: Config, folder: Path, anew: bool = False) -> Config:
 def _on_policy(
     config: Config, folder: RunFolder, tokenizer: Any, console: Console, rewards: Sequence[Any], dataset: Any
 ) -> RunResult:
+    check_engine(config)
     prompts = _prompts(config, tokenizer, config.data, rows=dataset)
     check = RewardSet(config.rewards, rewards)
     check.check_columns(prompts.prompts[0].columns)

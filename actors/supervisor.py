@@ -53,11 +53,14 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
             raise cause from None
         raise RunError(f"{stage}: {name} failed\n{error}") from error
     except RayActorError as error:
-        why = str(error).strip().splitlines()
         if getattr(error, "actor_init_failed", False):
-            raise RunError(f"{stage}: {name} could not start: {why[-1]}\n{error}") from error
+            raise RunError(
+                f"{stage}: {name} could not start: {str(error).strip().splitlines()[-1]}\n{error}"
+            ) from error
+        text = " ".join(str(error).split())  # of Ray's many lines the one that says how
+        why = text.partition("The actor is dead ")[2].partition(" Some common causes")[0].rstrip(".") or text
         raise RunError(
-            f"{stage}: {name} died ({' '.join(why[-3:])}). Its output is in {log_folder()}. Common causes: out of "
+            f"{stage}: {name} died ({why}). Its output is in {log_folder()}. Common causes: out of "
             "memory (dmesg tells), a killed node. Go on from the last checkpoint with --resume auto."
         ) from error
     except GetTimeoutError as error:

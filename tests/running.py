@@ -182,8 +182,12 @@ def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def still_alive(processes: Sequence[psutil.Process], timeout_s: float) -> list[str]:
-    """Names of those that have not ended (or are only waiting to be reaped) within the time; they are killed."""
+    """Names of those that have not ended (or are only waiting to be reaped) within the time; they are killed, and so
+    are Ray's two agents at once, which look up only once a minute whether their Ray is still there."""
     deadline, alive = time.monotonic() + timeout_s, list(processes)
+    for process in alive:
+        if _runs(process) and "Agent" in process.name():
+            process.kill()
     while (alive := [p for p in alive if _runs(p)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     names = [p.name() for p in alive]

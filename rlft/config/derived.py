@@ -21,14 +21,8 @@ def corrects_sampler(config: Config) -> bool:
 
 
 def generator_engine(config: Config) -> str:
-    """The engine that `generator.engine: auto` stands for."""
-    if config.generator.engine != "auto":
-        return config.generator.engine
-    if config.generator.gpus > 0:
-        from importlib.util import find_spec
-
-        return "vllm" if find_spec("vllm") else "transformers"
-    return "transformers"
+    """The engine that `generator.engine: auto` stands for. Once there is a vLLM engine: vLLM on GPUs where installed."""
+    return "transformers" if config.generator.engine == "auto" else config.generator.engine
 
 
 def learning_rate(config: Config, step: int) -> float:

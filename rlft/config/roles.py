@@ -13,7 +13,7 @@ class GeneratorConfig(Actors):
     """generator: draws the samples."""
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """`transformers` is the embedded engine; `auto` takes vLLM where it is installed and the actor has a GPU."""
+    """`transformers` is the embedded engine, which `auto` takes. `vllm` is not part of this version yet."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of training samples."""
     max_new_tokens: int = Field(default=256, ge=1)

@@ -23,15 +23,20 @@ def _transformers(config: Config, device: str, name: str) -> Generator:
 ENGINES: dict[str, Callable[[Config, str, str], Generator]] = {"transformers": _transformers}
 
 
-def make_generator(config: Config, device: str, name: str = "generator") -> Generator:
-    """The generator that the configuration asks for. `name` stands in its error messages."""
+def check_engine(config: Config) -> None:
+    """For before a run starts: raise UserError when this version has no such generator engine."""
     engine = generator_engine(config)
     if engine not in ENGINES:
         raise UserError(
             f"generator.engine: {engine} is not part of this version; there is: {', '.join(ENGINES)}. "
             "Use --generator.engine transformers."
         )
-    return ENGINES[engine](config, device, name)
+
+
+def make_generator(config: Config, device: str, name: str = "generator") -> Generator:
+    """The generator that the configuration asks for. `name` stands in its error messages."""
+    check_engine(config)
+    return ENGINES[generator_engine(config)](config, device, name)
 
 
 def make_scorer(config: Config, device: str) -> ReferenceScorer:
