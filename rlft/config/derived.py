@@ -21,7 +21,7 @@ def corrects_sampler(config: Config) -> bool:
 
 
 def generator_engine(config: Config) -> str:
-    """The engine that `generator.engine: auto` stands for. Once there is a vLLM engine: vLLM on GPUs where installed."""
+    """The engine that `generator.engine` asks for; `auto` is the one that there is."""
     return "transformers" if config.generator.engine == "auto" else config.generator.engine
 
 
