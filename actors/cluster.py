@@ -25,6 +25,9 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
     """Within this block Ray runs: one of our own on this machine (mode local), or the cluster that is there (mode ray).
     A Ray that the calling script has already joined is used as it is."""
     if ray.is_initialized():
+        joined, wanted = ray.get_runtime_context().gcs_address, config.cluster.address
+        if wanted not in (None, "auto", joined):
+            raise UserError(f"cluster.address is {wanted}, but this process has already joined the Ray at {joined}")
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -79,10 +79,10 @@ def _on_policy(
     evaluation = load_evaluation(config, tokenizer)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
-        console.stage("starting")
-        with on_policy_roles(config, rewards) as roles:
-            run.tell_places(roles.places)
-            on_policy.train(roles, prompts, evaluation, run, config)
+        if not run.is_done():
+            with on_policy_roles(config, rewards) as roles:
+                run.tell_places(roles.places)
+                on_policy.train(roles, prompts, evaluation, run, config)
         return _result(run, evaluation)
 
 
@@ -92,10 +92,10 @@ def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console
     )
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
-        console.stage("starting")
-        with offline_roles(config) as roles:
-            run.tell_places(roles.places)
-            offline.train(roles, examples, run, config)
+        if not run.is_done():
+            with offline_roles(config) as roles:
+                run.tell_places(roles.places)
+                offline.train(roles, examples, run, config)
         return _result(run, None)
 
 

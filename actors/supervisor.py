@@ -54,6 +54,9 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
         raise RunError(f"{stage}: {name} failed\n{error}") from error
     except RayActorError as error:
         if getattr(error, "actor_init_failed", False):
+            users = str(error).rpartition("rlft.errors.UserError: ")  # Ray keeps only the text of what was raised
+            if users[1]:
+                raise UserError(users[2].strip()) from None
             raise RunError(
                 f"{stage}: {name} could not start: {str(error).strip().splitlines()[-1]}\n{error}"
             ) from error

@@ -65,6 +65,17 @@ class Run:
         for part in (self._metrics, self._evaluations, *self._trackers, self.console, self.folder):
             part.close()
 
+    def is_done(self) -> bool:
+        """Whether a resumed run has made all its steps already. Says so, or that the run starts now."""
+        steps = self._config.loop.steps
+        if self.step >= steps:
+            self.console.message(f"all {steps} steps are done already; to go on, raise loop.steps")
+            return True
+        self.console.stage("starting")
+        if self._config.cluster.mode != "inline":
+            self.console.message("starting Ray and the actors (10 to 60 s)")
+        return False
+
     def tell_places(self, places: Mapping[str, str]) -> None:
         """Say where each actor runs, on the console and in logs/actors.json."""
         if not places:
