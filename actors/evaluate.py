@@ -18,6 +18,11 @@ from rlft.errors import UserError
 from rlft.models.load import load_checkpoint, trainable_names
 from rlft.runs.checkpoints import Checkpoints, read_state, verify
 
+_HERE = [  # whatever shared the work of the run: here it is one process
+    "--cluster.mode=inline", "--generator.num_actors=1", "--rewards.num_actors=1", "--scorer.num_actors=1",
+    "--learner.num_ranks=1",
+]  # fmt: skip
+
 
 def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | str]:
     """Metrics of the newest checkpoint of a run folder, or of one checkpoint.
@@ -26,7 +31,7 @@ def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | st
     evaluate or nothing to evaluate with.
     """
     run, checkpoint = find_checkpoint(Path(target))
-    config = load_config(run / "config.yaml", ["--cluster.mode=inline", *overrides], purpose="evaluate")
+    config = load_config(run / "config.yaml", [*_HERE, *overrides], purpose="evaluate")
     if config.cluster.mode != "inline":
         raise UserError(f"--cluster.mode {config.cluster.mode}: rlft eval runs in this process; leave the key out")
     if config.evaluation.path is None:

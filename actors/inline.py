@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from rewards.combine import RewardSet
 from rlft.config import Config
@@ -33,11 +32,11 @@ def learner(config: Config) -> RankedLearner:
     return RankedLearner(config, lambda method, args: [getattr(rank, method)(*args[0])])
 
 
-def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> Roles:
+def on_policy_roles(config: Config, rewards: RewardSet) -> Roles:
     """All roles of an on-policy run."""
     return Roles(
         generator=make_generator(config, _device(config.generator.gpus)),
-        rewarder=InlineRewarder(RewardSet(config.rewards, rewards)),
+        rewarder=InlineRewarder(rewards),
         learner=learner(config),
         scorer=make_scorer(config, _device(config.scorer.gpus)) if config.algorithm.kl_coef > 0 else None,
         background=False,

@@ -49,14 +49,18 @@ def train(
     """Run a configuration to its end. Data, rewards and model are looked at before any actor starts."""
     inline = config.cluster.mode == "inline"
     prepare(config, (config.learner.gpus + config.generator.gpus + config.scorer.gpus) if inline else 0)
-    path = Path(config.run.dir) / config.run.name
+    reward_set = None
+    if config.algorithm.type != "sft":
+        check_engine(config)
+        reward_set = RewardSet(config.rewards, rewards)
+    path = Path(config.run.dir, config.run.name).absolute()  # a reward function may change the working directory
     with RunFolder.create(path, dump_config(config), None if resume is None else str(resume)) as folder:
         config = with_model(config, folder.path, anew=folder.resumed is None)
         tokenizer = load_tokenizer(str(config.model.path), config.model.chat_template)
         console = Console(config.loop.steps, title=config.run.name)
-        if config.algorithm.type == "sft":
+        if reward_set is None:
             return _offline(config, folder, tokenizer, console, dataset)
-        return _on_policy(config, folder, tokenizer, console, rewards, dataset)
+        return _on_policy(config, folder, tokenizer, console, reward_set, dataset)
 
 
 def with_model(config: Config, folder: Path, anew: bool = False) -> Config:
@@ -70,12 +74,10 @@ def with_model(config: Config, folder: Path, anew: bool = False) -> Config:
 
 
 def _on_policy(
-    config: Config, folder: RunFolder, tokenizer: Any, console: Console, rewards: Sequence[Any], dataset: Any
+    config: Config, folder: RunFolder, tokenizer: Any, console: Console, rewards: RewardSet, dataset: Any
 ) -> RunResult:
-    check_engine(config)
     prompts = _prompts(config, tokenizer, config.data, rows=dataset)
-    check = RewardSet(config.rewards, rewards)
-    check.check_columns(prompts.prompts[0].columns)
+    rewards.check_columns(prompts.prompts[0].columns)
     evaluation = load_evaluation(config, tokenizer)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
@@ -124,7 +126,7 @@ def load_evaluation(config: Config, tokenizer: Any) -> Evaluation | None:
 
 
 @contextmanager
-def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> Iterator[on_policy.Roles]:
+def on_policy_roles(config: Config, rewards: RewardSet) -> Iterator[on_policy.Roles]:
     """All roles of an on-policy run, for the length of this block."""
     if config.cluster.mode == "inline":
         from actors import inline

@@ -101,9 +101,9 @@ def _report(folder: Path, result: launch.RunResult, config: Config, seconds: flo
     _say("Three completions of the last evaluation:")
     for group in result.examples[:3]:
         _say(f"  {group.prompt.text} -> {_shown(group.samples[0])}")
-    run, rlft = result.folder, _command()
+    run, rlft = Path(os.path.relpath(result.folder)), _command()
     _say(f"\nRun folder      {run}   (config.yaml, metrics.jsonl, rollouts/, checkpoints/, tensorboard/)")
-    _say(f"Trained model   {result.checkpoint}   (Hugging Face format)")
+    _say(f"Trained model   {os.path.relpath(str(result.checkpoint))}   (Hugging Face format)")
     _say("\nWhat to type next:")
     _say(f"  {rlft} eval {run} --samples 8 --temperature 1        # pass@8 of the trained model")
     _say(f"  {rlft} train {run}/config.yaml --run.name again --loop.steps 200 --algorithm.kl_coef 0")

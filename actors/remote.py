@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ def offline_roles(config: Config) -> Iterator[OfflineRoles]:
 
 
 @contextmanager
-def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> Iterator[Roles]:
+def on_policy_roles(config: Config, rewards: RewardSet) -> Iterator[Roles]:
     """All roles of an on-policy run, loaded and ready."""
     with _placed(config) as (all_seats, options):
 
@@ -59,7 +59,7 @@ def on_policy_roles(config: Config, rewards: Sequence[Callable[..., Any]]) -> It
             return started, [s.name for s in mine]
 
         generators, generator_names = start("generator", GeneratorActor)
-        workers, worker_names = start("reward_worker", RewardWorker, RewardSet(config.rewards, rewards))
+        workers, worker_names = start("reward_worker", RewardWorker, rewards)
         scorers, scorer_names = start("scorer", ScorerActor)
         learner, places = _learner(config, all_seats["learner"], options)
         everyone = [*generators, *workers, *scorers]

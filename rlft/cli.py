@@ -6,13 +6,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlft import __version__
 from rlft.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from rlft.config import Config
 
 ABOUT = """\
 Fine-tune language models with reinforcement learning.
@@ -49,6 +53,12 @@ examples:
 {OVERRIDES}"""
 
 
+_GO_ON = (
+    "The same command with --resume auto goes on from the last checkpoint, if there is one (loop.save_every; without "
+    "it only the end of a run is saved)"
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 the run could not go on, 2 bad input, 130 interrupted."""
     try:
@@ -61,8 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if _wants_traceback():
             raise
-        print("\ninterrupted. A training run goes on with the same command and --resume auto", file=sys.stderr)
+        print(f"\ninterrupted. {_GO_ON}", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        print(f"terminated (SIGTERM). {_GO_ON}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except BrokenPipeError:  # `rlft config show x.yaml | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -212,10 +227,11 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _prepare() -> None:
-    """Before torch is imported."""
+    """Before torch is imported. SIGTERM (a scheduler's stop) unwinds like Ctrl-C; Ray's own handler does the same."""
     from actors.process import set_environment
 
     set_environment()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
 
 
 def _config_show(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -230,6 +246,14 @@ def _config_show(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _check_rewards(config: Config) -> None:
+    """Whether the reward functions can be found (which runs the files that they are in)."""
+    from rewards.load import resolve
+
+    for function in config.rewards.functions:
+        resolve(function)
+
+
 def _config_check(args: argparse.Namespace, overrides: list[str]) -> int:
     from rlft.config.checks import notes
     from rlft.config.load import load_config
@@ -238,6 +262,7 @@ def _config_check(args: argparse.Namespace, overrides: list[str]) -> int:
     for path in args.configs:
         try:
             config = load_config(path, overrides)
+            _check_rewards(config)
         except UserError as error:
             failed = True
             print(f"error: {error}", file=sys.stderr)

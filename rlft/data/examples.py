@@ -57,8 +57,9 @@ def load_examples(
     )
     chat = wants_chat(data, shape)
     prompts, completions, talks = _chat_texts(read, shape, data, tokenizer) if chat else _plain_texts(read, shape)
-    prompt_ids = tokenize(tokenizer, prompts, special=not chat)
-    completion_ids = [_ended(ids, tokenizer, chat) for ids in tokenize(tokenizer, completions, special=False)]
+    prompt_ids = tokenize(tokenizer, prompts, special=not chat, places=read.places)
+    bare_ids = tokenize(tokenizer, completions, special=False, places=read.places)
+    completion_ids = [_ended(ids, tokenizer, chat) for ids in bare_ids]
     examples = []
     for i, (row, place) in enumerate(zip(read.rows, read.places, strict=True)):
         if not len(prompt_ids[i]):

@@ -60,11 +60,11 @@ def load_prompts(
         require_template(tokenizer)
         talks = [conversation(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
         texts = [render(tokenizer, talk, place) for talk, place in zip(talks, read.places, strict=True)]
-        token_ids = tokenize(tokenizer, texts, special=False)
+        token_ids = tokenize(tokenizer, texts, special=False, places=read.places)
         messages = [tuple(talk) for talk in talks]
     else:
         texts = [prompt_text(row, place, shape) for row, place in zip(read.rows, read.places, strict=True)]
-        token_ids = tokenize(tokenizer, texts, special=True)
+        token_ids = tokenize(tokenizer, texts, special=True, places=read.places)
         messages = [None] * len(texts)
     prompts = [
         Prompt(id=place, token_ids=ids, text=text, messages=talk, columns=row)
@@ -150,9 +150,19 @@ def render(
     return cast(str, text)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[np.ndarray]:
-    """int32 [P] per text. With `special`, what the tokenizer adds by itself in front (BOS) is there; an end-of-sequence
-    token that it would add behind is not, since a prompt goes on."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool, places: Sequence[str]
+) -> list[np.ndarray]:
+    """int32 [P] per text; `places` name their rows. With `special`, what the tokenizer adds by itself in front (BOS) is
+    there; an end-of-sequence token that it would add behind is not, since a prompt goes on."""
+    for text, place in zip(texts, places, strict=True):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{place}: {error.object[error.start : error.end]!a} at character {error.start} of its text is half of "
+                "a surrogate pair, which no text can hold. Mend or delete that row."
+            ) from None
     ids: list[np.ndarray] = []
     for begin in range(0, len(texts), 1000):  # in slices, so that the encodings do not fill the memory
         part = list(texts[begin : begin + 1000])

@@ -23,6 +23,7 @@ _LINE = (  # name in the line, metric, format
     ("length", "completion/length_mean", "{:.1f}"),
     ("truncated", "completion/truncated", "{:.2f}"),
     ("failed", "samples/failed", "{:.0f}"),
+    ("flat_groups", "samples/flat_groups", "{:.0f}"),
     ("skipped", "policy/skipped_updates", "{:.0f}"),
     ("staleness", "staleness/mean", "{:.2f}"),
     ("generate_s", "time/generate_s", "{:.2f}"),
@@ -34,7 +35,7 @@ _LINE = (  # name in the line, metric, format
     ("step_s", "time/step_s", "{:.2f}"),
     ("tokens_per_s", "tokens_per_s", "{:.0f}"),
 )
-_ONLY_IF_NOT_ZERO = {"failed", "skipped"}
+_ONLY_IF_NOT_ZERO = {"failed", "skipped", "flat_groups"}
 ENDED = ("done", "stopped")  # the stage once a run is over
 
 

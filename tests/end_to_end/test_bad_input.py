@@ -35,6 +35,11 @@ def broken(task: Path) -> Path:
 # What each case gives to `rlft train base.yaml`, and what the message must say.
 BEFORE_ANYTHING_STARTS = {
     "missing data file": (["--data.path", "trian.jsonl"], ["data.path", "trian.jsonl", "train.jsonl"]),
+    "unknown reward": (["--rewards.functions.0.function", "exact_mach"], ["exact_mach", "did you mean 'exact_match'?"]),
+    "unknown function": (
+        ["--rewards.functions.0.function", "my_rewards.py:share_of_digit"],
+        ["share_of_digit", "share_of_digits"],
+    ),
     "unknown key": (["--algorithm.group_sise", "4"], ["algorithm.group_sise", "did you mean algorithm.group_size?"]),
     "unknown option": (["--resum", "auto"], ["--resum", "did you mean --resume?"]),
     "wrong type": (["--loop.steps", "many"], ["loop.steps", "many", "an integer"]),
@@ -53,11 +58,6 @@ ONCE_THE_INPUT_IS_READ = {
     "row of the wrong kind": (["--data.path", "not_an_object.jsonl"], ["not_an_object.jsonl", "line 2", "a list"]),
     "empty data set": (["--data.path", "empty.jsonl"], ["empty.jsonl", "no rows"]),
     "too long prompt": (["--data.path", "long.jsonl"], ["long.jsonl:3", "101 tokens", "window 64", "data.too_long"]),
-    "unknown reward": (["--rewards.functions.0.function", "exact_mach"], ["exact_mach", "did you mean 'exact_match'?"]),
-    "unknown function": (
-        ["--rewards.functions.0.function", "my_rewards.py:share_of_digit"],
-        ["share_of_digit", "share_of_digits"],
-    ),
     "reward of wrong length": (
         ["--rewards.functions.0.function", "my_rewards.py:one_too_few"],
         ["one_too_few", "4", "3"],

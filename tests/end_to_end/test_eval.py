@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from actors.evaluate import evaluate
 from rlft import cli
 from rlft.runs.metrics import read_metrics
-from tests.running import GRPO, changed, fails, rlft, succeeds, train_here, write_config
+from tests.running import GRPO, changed, fails, rlft, succeeds, train_here, write_config, write_files
 
 EVALUATED = {
     "loop.steps": 4, "evaluation.path": "eval.jsonl", "evaluation.max_rows": 10, "evaluation.every": 2,
@@ -109,3 +111,15 @@ def test_a_run_without_held_out_data_or_with_a_corrupt_checkpoint(
     capsys.readouterr()
     assert cli.main(["eval", "runs/script/checkpoints/step-000002", *words]) == 2
     assert "the checkpoint is corrupt: model.safetensors has" in capsys.readouterr().err
+
+
+def test_a_run_that_many_shared_is_evaluated_by_one(tmp_path: Path) -> None:
+    """What shared the work of the run does not matter here, and needs no flag."""
+    write_files(tmp_path)
+    run = tmp_path / train_here(tmp_path, write_config(tmp_path, "many", GRPO, {"loop.steps": 1})).folder
+    config = (run / "config.yaml").read_text().replace("num_ranks: 1", "num_ranks: 2")
+    config = config.replace("mode: inline", "mode: local")
+    (run / "config.yaml").write_text(config.replace("num_actors: 1", "num_actors: 2"))
+    with contextlib.chdir(tmp_path):
+        metrics = evaluate(str(run), ["--evaluation.path=eval.jsonl"])
+    assert 0 <= metrics["eval/accuracy"] <= 1

@@ -31,9 +31,14 @@ def test_every_part_runs(tmp_path: Path, mode: str) -> None:
         assert file == DATA.name and row["columns"] == question
         assert row["prompt"].strip() == question["question"].strip()
         assert 0 < row["num_tokens"] == len(row["token_ids"]) <= 48
-        assert row["status/math"] == "ok" and row["reward/math"] == row["reward"] and 0 <= row["reward"] <= 1
+        assert row["status/math"] == row["status/finished"] == "ok"
+        assert row["reward"] == pytest.approx(row["reward/math"] + 0.1 * row["reward/finished"])
     assert sum(len(row["completion"]) > 10 for row in rows) > len(rows) / 2, "most have text"
     assert len({row["prompt_id"] for row in rows}) == 12, "three batches of four questions"
-    assert [line["samples/failed"] for line in metrics_of(run)] == [0, 0, 0]
-    assert (run / "checkpoints" / "step-000003" / "model.safetensors").exists()
+    lines = metrics_of(run)
+    assert [line["samples/failed"] for line in lines] == [0, 0, 0]
+    assert all(line["policy/grad_norm"] > 0 for line in lines), "the rewards differ, so every step trains"
+    assert "policy/kl" in lines[-1], "the scorer runs"
+    trained, fresh = (run / part / "model.safetensors" for part in ("checkpoints/step-000003", "model"))
+    assert trained.read_bytes() != fresh.read_bytes()
     assert list((run / "tensorboard").iterdir())

@@ -301,3 +301,9 @@ def test_saved_tokenizer_is_used_whatever_the_architecture(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     ids = [4 + DIGITS_ALPHABET.index(character) for character in "1 ?\n"]
     assert load_tokenizer(tmp_path)("1 ?\n").input_ids == ids
+
+
+def test_half_a_surrogate_pair_names_its_row(tokenizer):
+    rows = [{"prompt": "12="}, {"prompt": "a\ud800b"}]
+    with pytest.raises(UserError, match=r"dataset:2: '\\ud800' at character 1 .* surrogate pair"):
+        load_prompts(DataConfig(), tokenizer, window=64, max_new_tokens=8, seed=0, rows=rows)
