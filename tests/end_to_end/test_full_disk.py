@@ -35,8 +35,8 @@ def limit_files(pid: int, num_bytes: int) -> None:
 def check(task: Path, name: str, err: str, bad: int, good: int) -> None:
     """That the message says all there is to know about checkpoint `bad`, and that only `good` is there."""
     message = err[err.index("error: ") :]
-    assert f"checkpoint runs/{name}/checkpoints/step-{bad:06d}: no room to write it" in message, err
-    assert f"The last good checkpoint is runs/{name}/checkpoints/step-{good:06d}." in message
+    assert f"/runs/{name}/checkpoints/step-{bad:06d}: no room to write it" in message, err
+    assert f"The last good checkpoint is {task}/runs/{name}/checkpoints/step-{good:06d}." in message
     assert "ulimit -f" in message and "--resume auto" in message
     checkpoints = task / "runs" / name / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == [f"step-{good:06d}"], "and nothing half written"
