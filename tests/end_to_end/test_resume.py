@@ -75,7 +75,7 @@ def test_inline(task: Path, uninterrupted: Path) -> None:
     assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-000002", "step-000004"]
 
     done = succeeds(task, "train", config, "--resume", "auto")
-    assert f"Going on from {Path('runs/inline/checkpoints/step-000004')}." in done.stderr
+    assert f"Going on from {run / 'checkpoints' / 'step-000004'}." in done.stderr
     assert "step=4/8" not in done.stderr and "step=5/8" in done.stderr
     assert_same_run(run, uninterrupted, steps=8)
     # What the killed run made of step 5 is kept, and it was the same.

@@ -84,7 +84,8 @@ def test_functions_of_a_driver_script(task: Path) -> None:
     (task / "script.py").write_text(SCRIPT)
     done = finish(start(task, python=("script.py",)))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("RESULT runs/script 2 runs/script/checkpoints/step-000002 ")
+    run = task / "runs" / "script"
+    assert done.stdout.startswith(f"RESULT {run} 2 {run}/checkpoints/step-000002 ")
     rows = rollouts_of(task / "runs" / "script")
     assert len(rows) == 2 * 4 * 4
     for row in rows:
