@@ -50,24 +50,8 @@ def make_pack(
     device: torch.device | str = "cpu",
 ) -> Pack:
     """Lay groups out in one pack. Without `totals` all weights are 0 (for scoring only)."""
-    trunks: list[np.ndarray] = []
-    branches: list[np.ndarray] = []
-    branch_trunks: list[int] = []
-    branch_of: list[tuple[int, int | None]] = []  # for each sample: its trunk, its branch
     samples = [sample for group in groups for sample in group.samples]
-    for group in groups:
-        prompt = group.prompt.token_ids
-        shared = len(group.samples) > 1
-        if shared:
-            trunks.append(prompt)
-        for sample in group.samples:
-            if not shared:
-                trunks.append(sample.token_ids[:-1])
-            rest = sample.token_ids[len(prompt) : -1] if shared else sample.token_ids[:0]
-            branch_of.append((len(trunks) - 1, len(branches) if len(rest) else None))
-            if len(rest):
-                branches.append(rest)
-                branch_trunks.append(len(trunks) - 1)
+    trunks, branches, branch_trunks, branch_of = _lay_out(groups)
     layout = PackedLayout([len(t) for t in trunks], [len(b) for b in branches], branch_trunks, device)
     trunk_start = np.cumsum([0, *(len(t) for t in trunks)])
     branch_start = trunk_start[-1] + np.cumsum([0, *(len(b) for b in branches)])
@@ -107,6 +91,30 @@ def make_pack(
         old_logprobs=column("old_logprobs"),
         ref_logprobs=column("ref_logprobs"),
     )
+
+
+def _lay_out(
+    groups: Sequence[Group],
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int], list[tuple[int, int | None]]]:
+    """Token ids of the trunks, of the branches, the trunk of each branch, and for each sample its trunk and branch."""
+    trunks: list[np.ndarray] = []
+    branches: list[np.ndarray] = []
+    branch_trunks: list[int] = []
+    branch_of: list[tuple[int, int | None]] = []  # for each sample: its trunk, its branch
+    for group in groups:
+        prompt = group.prompt.token_ids
+        shared = len(group.samples) > 1
+        if shared:
+            trunks.append(prompt)
+        for sample in group.samples:
+            if not shared:
+                trunks.append(sample.token_ids[:-1])
+            rest = sample.token_ids[len(prompt) : -1] if shared else sample.token_ids[:0]
+            branch_of.append((len(trunks) - 1, len(branches) if len(rest) else None))
+            if len(rest):
+                branches.append(rest)
+                branch_trunks.append(len(trunks) - 1)
+    return trunks, branches, branch_trunks, branch_of
 
 
 def _trained_positions(sample: Sample) -> np.ndarray:
