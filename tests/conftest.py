@@ -23,24 +23,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its matrices are 8 times larger than a fresh model's, so that it is sure of some tokens and attends to some places:
     with fresh weights every distribution is nearly flat and a wrong mask hardly shows.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from rlft.config.model import TinyModel
-    from rlft.models.tiny import make_tiny_model
+    from tests.helpers import make_sharp_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    spec = TinyModel(
-        vocabulary="digits", hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64,
-        max_length=256,
-    )  # fmt: skip
-    make_tiny_model(spec, folder, seed=0)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8)
-    model.save_pretrained(folder)
+    make_sharp_model(
+        folder, 8, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64, max_length=256
+    )
     return folder
 
 

@@ -102,3 +102,20 @@ def plain_logprobs(model: Any, sample: Sample, temperature: float = 1.0) -> torc
     logprobs = torch.log_softmax(model(input_ids=ids[None]).logits[0].float() / temperature, -1)
     at = torch.from_numpy(np.flatnonzero(sample.loss_mask))
     return logprobs[at - 1, ids[at]]
+
+
+def make_sharp_model(folder: Path, factor: float, **sizes: int) -> Any:
+    """Write a model with the `digits` vocabulary whose matrices are `factor` times larger than a fresh model's."""
+    from transformers import AutoModelForCausalLM
+
+    from rlft.config.model import TinyModel
+    from rlft.models.tiny import make_tiny_model
+
+    make_tiny_model(TinyModel.model_validate({"vocabulary": "digits", **sizes}), folder, seed=0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    model.save_pretrained(folder)
+    return model

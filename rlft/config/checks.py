@@ -56,6 +56,7 @@ def notes(config: Config) -> list[str]:
 
 
 def check_model(config: Config, _: Given) -> Iterator[Problem]:
+    """Exactly one of a model's path and a tiny model to make."""
     path, tiny = config.model.path, config.model.tiny
     if path is None and tiny is None:
         yield Problem(
@@ -68,6 +69,7 @@ def check_model(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
+    """A tiny model's sizes fit each other and leave room for a prompt."""
     tiny = config.model.tiny
     if tiny is None:
         return
@@ -89,6 +91,7 @@ def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_grpo(config: Config, given: Given) -> Iterator[Problem]:
+    """A group large enough to compare samples in."""
     algorithm = config.algorithm
     if algorithm.type == "grpo" and given.purpose == "train" and algorithm.group_size < 2:
         yield Problem(
@@ -97,6 +100,7 @@ def check_grpo(config: Config, given: Given) -> Iterator[Problem]:
 
 
 def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
+    """At least one reward function where samples are scored."""
     needed = config.algorithm.type == "grpo" or given.purpose == "evaluate"
     if needed and not config.rewards.functions and not given.has_rewards:
         yield Problem(
@@ -107,6 +111,7 @@ def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
 
 
 def check_minibatches(config: Config, _: Given) -> Iterator[Problem]:
+    """Minibatches divide the prompts of a step."""
     num, prompts = config.algorithm.num_minibatches, config.loop.prompts_per_step
     if config.algorithm.type != "sft" and prompts % num:
         divisors = [str(n) for n in range(1, prompts + 1) if prompts % n == 0]
@@ -117,6 +122,7 @@ def check_minibatches(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
+    """Limits and stop conditions that do not contradict each other."""
     generator = config.generator
     if generator.min_new_tokens > generator.max_new_tokens:
         yield Problem(
@@ -137,6 +143,7 @@ def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
+    """Something to evaluate on, and samples that can differ."""
     evaluation = config.evaluation
     if given.purpose == "evaluate" and evaluation.path is None:
         yield Problem("evaluation.path", "nothing to evaluate on: give --data FILE")
@@ -149,6 +156,7 @@ def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
 
 
 def check_learner(config: Config, _: Given) -> Iterator[Problem]:
+    """A warm-up that ends, master weights for bfloat16, and decay rates below 1."""
     learner, steps = config.learner, config.loop.steps
     if learner.warmup_steps >= steps:
         yield Problem(
@@ -165,6 +173,7 @@ def check_learner(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_inline(config: Config, _: Given) -> Iterator[Problem]:
+    """One of each role in one process."""
     if config.cluster.mode != "inline":
         return
     counts = {
@@ -179,12 +188,14 @@ def check_inline(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_run(config: Config, _: Given) -> Iterator[Problem]:
+    """A name that can be a folder's."""
     name = config.run.name
     if not name or name in (".", "..") or any(letter in name for letter in "/\\\0"):
         yield Problem("run.name", f'"{name}" cannot name a folder; expected a name without slashes')
 
 
 def check_data(config: Config, given: Given) -> Iterator[Problem]:
+    """Rows to train on, from one place only."""
     if given.need_data and config.data.path is None and not given.has_dataset:
         yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")
     if given.has_dataset and config.data.path is not None:
@@ -192,11 +203,13 @@ def check_data(config: Config, given: Given) -> Iterator[Problem]:
 
 
 def check_places(config: Config, _: Given) -> Iterator[Problem]:
+    """Files and GPUs that are there."""
     yield from check_paths(config)
     yield from check_gpus(config)
 
 
 def check_no_effect(config: Config, given: Given) -> Iterator[Problem]:
+    """In training, no key that does nothing in this combination."""
     if given.purpose == "train":
         yield from check_unused(config)
 

@@ -9,31 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.engines.ranks import Ranks
+from tests.helpers import make_sharp_model
 
 
 @pytest.fixture(scope="session")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer of width 320: matrices of more than 100,000 elements, because ZeRO-3 leaves smaller ones whole on every
     rank. Larger weights than a fresh model's, as in `tiny_folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from rlft.config.model import TinyModel
-    from rlft.models.tiny import make_tiny_model
-
     folder = tmp_path_factory.mktemp("model") / "wide"
-    spec = TinyModel(
-        vocabulary="digits", hidden_size=320, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=400,
-        max_length=64,
-    )  # fmt: skip
-    make_tiny_model(spec, folder, seed=0)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = make_sharp_model(
+        folder, 3, hidden_size=320, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=400, max_length=64
+    )
     assert sum(p.numel() > 100_000 for p in model.parameters()) >= 4
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3)
-    model.save_pretrained(folder)
     return folder
 
 

@@ -72,7 +72,7 @@ def completion(sample: Sample) -> list[int]:
     return sample.token_ids[sample.loss_mask].tolist()
 
 
-def same(a: Sample, b: Sample) -> None:
+def assert_same(a: Sample, b: Sample) -> None:
     np.testing.assert_array_equal(a.token_ids, b.token_ids)
     np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=1e-5)
     assert (a.text, a.finish_reason) == (b.text, b.finish_reason)
@@ -103,9 +103,9 @@ def test_a_sample_is_the_same_alone_or_in_a_batch(generator, temperature):
     for prompt, group in zip(PROMPTS, together, strict=True):
         (alone,) = generate(generator, [prompt], temperature=temperature)
         for a, b in zip(alone.samples, group.samples, strict=True):
-            same(a, b)
+            assert_same(a, b)
     (one,) = generate(generator, PROMPTS[:1], num_samples=1, temperature=temperature)
-    same(one.samples[0], together[0].samples[0])
+    assert_same(one.samples[0], together[0].samples[0])
 
 
 @pytest.mark.parametrize("max_concurrent", [1, 3, 5, 7])
@@ -115,7 +115,7 @@ def test_a_sample_does_not_depend_on_how_many_are_decoded_side_by_side(
     other = make_generator(tiny_folder, tokenizer, max_concurrent)
     other.load(update_of(other, 0))
     for a, b in zip(every_sample(generate(other)), every_sample(generate(generator)), strict=True):
-        same(a, b)
+        assert_same(a, b)
 
 
 def test_long_samples_of_many_rows_that_end_at_different_times(generator, plain):
@@ -131,7 +131,7 @@ def test_long_samples_of_many_rows_that_end_at_different_times(generator, plain)
         np.testing.assert_allclose(sample.logprobs[sample.loss_mask], expected, rtol=0, atol=1e-4)
     (alone,) = generate(generator, PROMPTS[1:2], num_samples=12, max_new_tokens=70, temperature=0.8)
     for a, b in zip(alone.samples, groups[1].samples, strict=True):
-        same(a, b)
+        assert_same(a, b)
 
 
 def test_token_t_is_drawn_with_number_t_of_its_seed(generator, plain):
@@ -230,7 +230,7 @@ def test_a_stop_string_ends_a_sample_behind_it(generator, tokenizer):
             assert tokenizer.decode(completion(after)) == text[: text.index(stop) + len(stop)]
             assert after.finish_reason == "stop"
         else:
-            same(before, after)
+            assert_same(before, after)
     assert stopped
 
 
@@ -256,7 +256,7 @@ def test_loaded_weights_are_the_ones_that_draw(tiny_folder, tokenizer, generator
     assert [completion(s) for s in moved] != [completion(s) for s in every_sample(generate(generator))]
     other.load(update_of(generator, 6))
     for a, b in zip(every_sample(generate(other, version=6)), every_sample(generate(generator)), strict=True):
-        same(a, replace(b, weight_versions=a.weight_versions))
+        assert_same(a, replace(b, weight_versions=a.weight_versions))
 
 
 @pytest.mark.parametrize("spoil", ["byte", "missing"])
@@ -295,6 +295,6 @@ def test_adapters_alone_are_enough_once_the_rest_is_verified(tiny_folder, tokeni
     assert [completion(s) for s in every_sample(generate(made, version=4))] != [completion(s) for s in before]
     made.load(update(5, -0.1))
     for a, b in zip(every_sample(generate(made, version=5)), before, strict=True):
-        same(a, replace(b, weight_versions=a.weight_versions))
+        assert_same(a, replace(b, weight_versions=a.weight_versions))
     with pytest.raises(WeightSyncError, match="brings unknown"):
         made.load(replace(update_of(made, 6), complete=False))

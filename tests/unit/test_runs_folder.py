@@ -47,6 +47,8 @@ def test_an_existing_run_needs_resume(tmp_path: Path):
 def test_an_existing_folder_without_a_run_is_fine(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     start(tmp_path).close()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "config.yaml").is_file()
 
 
 def test_a_start_that_failed_is_no_run(tmp_path: Path):

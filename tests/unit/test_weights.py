@@ -171,11 +171,15 @@ def test_read_only_buckets_load():
     update = packed()
     for bucket in update.buckets:
         bucket.flags.writeable = False
-    load_weights(update, blank(), NAMES, "g")
+    targets = blank()
+    load_weights(update, targets, NAMES, "g")
+    assert all(torch.equal(targets[name], tensor) for name, tensor in source().items())
 
 
 def test_an_empty_update_loads():
-    load_weights(pack_weights([], 3, False, []), {}, [], "g")
+    update = pack_weights([], 3, False, [])
+    load_weights(update, {}, [], "g")
+    assert update.entries == () and update.num_bytes == 0
 
 
 def refused(update: WeightUpdate, expected: list[str] = NAMES, **changes: torch.Tensor) -> str:
