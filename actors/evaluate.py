@@ -20,7 +20,7 @@ from rlft.runs.checkpoints import Checkpoints, read_state, verify
 
 _HERE = [  # whatever shared the work of the run: here it is one process
     "--cluster.mode=inline", "--generator.num_actors=1", "--rewards.num_actors=1", "--scorer.num_actors=1",
-    "--learner.num_ranks=1",
+    "--learner.num_ranks=1", "--cluster.weight_transport=memory",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from actors.process import here, prepare
 from actors.supervisor import get_all, merge_streams
 from rlft.config import Config
 from rlft.engines.build import make_generator
+from rlft.engines.transport import ChannelSeat
 from rlft.engines.weights import WeightUpdate
 from rlft.samples import Group, Prompt, SamplingParams
 
@@ -39,6 +40,16 @@ class GeneratorActor:
     ) -> Iterator[tuple[int, Group]]:
         """See rlft.roles.Generator; streamed."""
         yield from self._generator.generate(prompts, seeds, params, version)
+
+    @ray.method(concurrency_group="control")
+    def num_receivers(self) -> int:
+        """See rlft.engines.build.Engine."""
+        return self._generator.num_receivers()
+
+    @ray.method(concurrency_group="control")
+    def join(self, seat: ChannelSeat) -> None:
+        """See rlft.engines.build.Engine."""
+        self._generator.join(seat)
 
     @ray.method(concurrency_group="control")
     def load(self, update: WeightUpdate) -> bool:

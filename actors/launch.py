@@ -12,6 +12,7 @@ from actors.process import prepare
 from rewards.combine import RewardSet
 from rlft.config import Config
 from rlft.config.data import DataConfig
+from rlft.config.derived import weight_transport
 from rlft.config.load import dump_config
 from rlft.data.examples import load_examples
 from rlft.data.prompts import PromptSet, load_prompts
@@ -28,6 +29,12 @@ from rlft.runs.console import Console
 from rlft.runs.folder import RunFolder
 from rlft.runs.run import Run
 from rlft.samples import Group
+
+WEIGHT_PATHS = {  # for people
+    "memory": "through shared memory and the object store",
+    "collective": "by broadcast from the learner (NCCL between GPUs, gloo between CPUs)",
+    "ipc": "without being moved: they map the learner's own on the GPU that both share",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ def _on_policy(
         if not run.is_done():
             with on_policy_roles(config, rewards, environment) as roles:
                 run.tell_places(roles.places)
+                console.message(f"weights reach the generators {WEIGHT_PATHS[weight_transport(config)]}")
                 on_policy.train(roles, prompts, evaluation, run, config)
         return _result(run, evaluation)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.util.placement_group import remove_placement_group
 
+from actors.channel import connect
 from actors.cluster import connected
 from actors.environment import ActorRunner, EnvironmentActor
 from actors.generator import GeneratorActor, GeneratorGroup
@@ -18,6 +19,7 @@ from actors.scorer import ScorerActor, ScorerGroup
 from actors.supervisor import get_all
 from rewards.combine import RewardSet
 from rlft.config import Config
+from rlft.config.derived import weight_transport
 from rlft.engines.learner import RankedLearner
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
@@ -38,18 +40,22 @@ def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], dict[str, A
             remove_placement_group(group)  # kills the actors in it
 
 
-def _learner(config: Config, seats: Sequence[Seat], options: dict[str, Any]) -> tuple[RankedLearner, dict[str, str]]:
+def _learner(
+    config: Config, seats: Sequence[Seat], options: dict[str, Any]
+) -> tuple[RankedLearner, dict[str, str], list[Any]]:
+    """The learner, where each of its ranks runs, and their actors."""
     actors = [LearnerActor.options(**options[s.name]).remote(config, s) for s in seats]  # type: ignore[attr-defined]
     names = [s.name for s in seats]
     call, places = start_ranks(actors, names, config)
-    return RankedLearner(config, call), dict(zip(names, places, strict=True))
+    return RankedLearner(config, call), dict(zip(names, places, strict=True)), actors
 
 
 @contextmanager
 def offline_roles(config: Config) -> Iterator[OfflineRoles]:
     """The learner alone."""
     with _placed(config) as (all_seats, options):
-        yield OfflineRoles(*_learner(config, all_seats["learner"], options))
+        learner, places, _ = _learner(config, all_seats["learner"], options)
+        yield OfflineRoles(learner, places)
 
 
 @contextmanager
@@ -66,11 +72,13 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
         workers, worker_names = start("reward_worker", RewardWorker, rewards)
         scorers, scorer_names = start("scorer", ScorerActor)
         environments, environment_names = start("environment", EnvironmentActor, environment)
-        learner, places = _learner(config, all_seats["learner"], options)
+        learner, places, learners = _learner(config, all_seats["learner"], options)
         everyone = [*generators, *workers, *scorers, *environments]
         names = [*generator_names, *worker_names, *scorer_names, *environment_names]
         ready = get_all([actor.ready.remote() for actor in everyone], names, "starting", config.cluster.start_timeout_s)
         limit = config.cluster.stage_timeout_s
+        if weight_transport(config) == "collective":
+            connect(learners, all_seats["learner"][0].name, generators, generator_names, config)
         generator: Any = GeneratorGroup(generators, generator_names, limit)
         if environment is not None:
             generator = make_episodes(config, environment, generator, ActorRunner(environments, environment_names))

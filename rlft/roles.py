@@ -83,6 +83,11 @@ class Learner(Protocol):
         """The trainable weights (or every weight) as a WeightUpdate, for `Generator.load`."""
         ...
 
+    def send(self, update: Any) -> None:
+        """The other end of `Generator.load`, to be called beside it: sends the bytes of an update that does not carry
+        them, and returns when the generators have them. Nothing to do for others."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the Hugging Face model and everything that `restore` needs into `folder`."""
         ...

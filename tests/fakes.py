@@ -140,6 +140,9 @@ class FakeLearner:
         self.journal.write("publish", version, everything)
         return FakeUpdate(version, self.updates, everything, 100 if everything else 10)
 
+    def send(self, update: FakeUpdate) -> None:
+        """The update carries everything."""
+
     def save(self, folder: Path) -> None:
         (folder / "updates").write_text(str(self.updates))
 

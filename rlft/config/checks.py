@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from rlft.config.derived import generator_engine, mismatch_stop
+from rlft.config.derived import generator_engine, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
@@ -244,6 +244,30 @@ def check_colocated(config: Config, _: Given) -> Iterator[Problem]:
         )
 
 
+def check_transport(config: Config, given: Given) -> Iterator[Problem]:
+    """A way for weights that there can be between these two."""
+    choice = config.cluster.weight_transport
+    if choice in ("auto", "memory") or config.algorithm.type == "sft" or given.purpose == "evaluate":
+        return
+    ipc, gpus = choice == "ipc", {config.learner.gpus > 0, config.generator.gpus > 0}
+    shared = shares_gpus(config) and gpus == {True}
+    reasons = (
+        (config.model.adapter is not None, "brings whole weights, but model.adapter is set"),
+        (
+            ipc and not shared,
+            "needs learner and generators on the same GPUs (cluster.layout colocated, gpus 1 for both)",
+        ),
+        (ipc and zero_stage(config) == 3, "maps whole tensors, of which there are none with learner.zero_stage 3"),
+        (not ipc and config.cluster.mode == "inline", "is between processes, and cluster.mode inline is one"),
+        (not ipc and len(gpus) == 2, "is between GPUs or between CPUs; only one of learner and generator has GPUs"),
+        (not ipc and shared, "uses NCCL, which refuses two processes on one GPU (cluster.layout colocated)"),
+    )
+    for holds, why in reasons:
+        if holds:
+            yield Problem("cluster.weight_transport", f"{choice} {why}; expected auto or memory")
+            return
+
+
 def check_run(config: Config, _: Given) -> Iterator[Problem]:
     """A name that can be a folder's."""
     name = config.run.name
@@ -286,6 +310,7 @@ CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
     check_inline,
     check_environment,
     check_colocated,
+    check_transport,
     check_places,
     check_no_effect,
 )

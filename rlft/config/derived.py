@@ -49,6 +49,19 @@ def shares_gpus(config: Config) -> bool:
     return config.cluster.layout == "colocated" or config.cluster.mode == "inline"
 
 
+def weight_transport(config: Config) -> str:
+    """How weights get from the learner to the generators: `memory`, `collective` or `ipc` (rlft.engines.transport)."""
+    choice = config.cluster.weight_transport
+    if choice != "auto":
+        return choice
+    on_gpus = config.learner.gpus > 0 and config.generator.gpus > 0
+    if config.model.adapter is not None or not on_gpus:
+        return "memory"  # an adapter is small, and vLLM takes it from a folder
+    if shares_gpus(config):
+        return "memory" if zero_stage(config) == 3 else "ipc"  # sharded, there are no whole tensors to map
+    return "collective" if config.learner.gpus >= 1 and config.generator.gpus >= 1 else "memory"
+
+
 def steps_ahead(config: Config) -> int:
     """Steps' worth of rollouts that are under way besides the one that is waited for. In flight half of the staleness
     is left for groups that take long: with all of it used up, every step would have to wait for its slowest."""

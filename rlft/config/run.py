@@ -76,6 +76,11 @@ class ClusterConfig(Section):
     layout: Literal["separate", "colocated"] = "separate"
     """`separate`: generators and learner each have their own GPUs. `colocated`: they share them and take turns; the
     generators sleep while the learner works."""
+    weight_transport: Literal["auto", "memory", "collective", "ipc"] = "auto"
+    """How new weights reach the generators. `memory`: through Ray's object store and shared memory. `collective`: the
+    learner broadcasts them, by NCCL between GPUs, gloo between CPUs. `ipc`: generators map the learner's tensors on the
+    GPU that they share. `auto`: ipc when GPUs are shared, collective when each role has whole GPUs of its own, memory
+    otherwise, for adapters, and for ZeRO-3 on shared GPUs."""
     threads: int | None = Field(default=None, ge=1)
     """Threads per process. Empty: an actor's cpus; inline, all cores."""
     start_timeout_s: float = Field(default=900.0, gt=0)

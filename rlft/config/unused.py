@@ -45,6 +45,7 @@ RULES = (
             "loop.max_staleness",
             "loop.in_flight",
             "cluster.layout",
+            "cluster.weight_transport",
             "loop.probe_*",
             "loop.mismatch_*",
             "tracking.rollouts_every",

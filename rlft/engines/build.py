@@ -10,12 +10,21 @@ from rlft.config import Config
 from rlft.config.derived import generator_engine
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.scoring import ReferenceScorer
+from rlft.engines.transport import ChannelSeat
 from rlft.errors import UserError
 from rlft.roles import Generator
 
 
 class Engine(Generator, Protocol):
     """A generator that may have processes of its own."""
+
+    def num_receivers(self) -> int:
+        """How many processes take over weights."""
+        ...
+
+    def join(self, seat: ChannelSeat) -> None:
+        """Take part in the broadcast of weights: `seat` is the first receiver's, others have the ranks behind it."""
+        ...
 
     def close(self) -> None:
         """Stop them."""

@@ -25,9 +25,10 @@ from rlft.algorithms.statistics import Mean, Stats, joined
 from rlft.algorithms.table import ALGORITHMS, MISMATCH
 from rlft.batch import make_pack
 from rlft.config import Config
-from rlft.config.derived import mismatch_stop, off_policy_correction, zero_stage
+from rlft.config.derived import mismatch_stop, off_policy_correction, weight_transport, zero_stage
 from rlft.engines.scoring import EMPTY, score_micro_batches
-from rlft.engines.weights import BUCKET_BYTES, WeightUpdate, pack_weights
+from rlft.engines.transport import Channel, ChannelSeat, share_on_gpu
+from rlft.engines.weights import BUCKET_BYTES, Places, WeightUpdate, fill_buckets, pack_weights
 from rlft.models.load import load_model, trainable_names
 from rlft.models.policy import Policy
 from rlft.samples import Group, Totals
@@ -65,6 +66,7 @@ class DeepSpeedRank:
         self._config, self._where = config, rendezvous
         self._device = torch.device(device)
         self._stage = zero_stage(config)
+        self._transport, self._channel = weight_transport(config), None
         algorithm = ALGORITHMS[config.algorithm.type]
         self._loss = algorithm.make_loss(config.algorithm, off_policy_correction(config))
         self._temperature = config.generator.temperature if algorithm.on_policy else 1.0
@@ -161,14 +163,41 @@ class DeepSpeedRank:
             return math.inf, False
         return float(engine.get_global_grad_norm()), True
 
+    def join(self, seat: ChannelSeat) -> None:
+        """On rank 0: open the channel over which weights are broadcast, and wait for the generators there."""
+        self._channel = Channel(seat, self._device)
+
     def publish(self, version: int, everything: bool) -> WeightUpdate | None:
-        """The weights, on rank 0; other ranks take part in gathering and return None."""
-        names = [n for n, _ in self._policy.model.named_parameters()] if everything else self._trainable
-        tensors = self._gathered(names)
+        """The weights, on rank 0; other ranks take part in gathering and return None. To be broadcast: what `send` will
+        send. On GPUs that are shared: every rank's tensors as they lie there."""
+        if self._transport == "ipc":
+            return share_on_gpu(dict(self._gathered(self._published(everything))), version, everything, self._trainable)
+        if self._transport == "collective":
+            return self._announced(version, everything) if self._where.rank == 0 else None
+        tensors = self._gathered(self._published(everything))
         if self._where.rank == 0:
             return pack_weights(tensors, version, everything, self._trainable)
         deque(tensors, maxlen=0)  # takes part in gathering, keeps nothing
         return None
+
+    def send(self, everything: bool) -> None:
+        """Broadcast what `publish` announced. Returns when the generators have it."""
+        tensors = self._gathered(self._published(everything))
+        if self._where.rank == 0:
+            assert self._channel is not None
+            self._channel.send(fill_buckets(tensors, self._device))
+        else:
+            deque(tensors, maxlen=0)
+
+    def _published(self, everything: bool) -> list[str]:
+        return [n for n, _ in self._policy.model.named_parameters()] if everything else self._trainable
+
+    def _announced(self, version: int, everything: bool) -> WeightUpdate:
+        parameters: dict[str, Any] = dict(self._policy.model.named_parameters())
+        places = Places()
+        named = [(name, parameters[name]) for name in self._published(everything)]
+        entries = tuple(places.add(n, getattr(p, "ds_shape", p.shape), p.dtype) for n, p in named)
+        return WeightUpdate(version, entries, tuple(places.sizes), everything, tuple(self._trainable), "collective")
 
     def _gathered(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by name; with ZeRO-3 collected from the ranks a bucket at a time."""

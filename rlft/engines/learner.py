@@ -17,6 +17,8 @@ from rlft.batch import plan_micro_batches
 from rlft.config import Config
 from rlft.config.derived import learning_rate, mismatch_stop
 from rlft.engines.scoring import in_order
+from rlft.engines.transport import merged
+from rlft.engines.weights import WeightUpdate
 from rlft.errors import RunError
 from rlft.roles import Metrics
 from rlft.samples import Group, Totals
@@ -78,7 +80,13 @@ class RankedLearner:
 
     def publish(self, version: int, everything: bool = False) -> Any:
         """See rlft.roles.Learner."""
-        return self._call("publish", self._same(version, everything))[0]
+        parts = [part for part in self._call("publish", self._same(version, everything)) if part is not None]
+        return parts[0] if len(parts) == 1 else merged(parts)
+
+    def send(self, update: WeightUpdate) -> None:
+        """See rlft.roles.Learner."""
+        if update.transport == "collective":
+            self._call("send", self._same(update.complete))
 
     def save(self, folder: Path) -> None:
         """See rlft.roles.Learner."""

@@ -16,6 +16,7 @@ import torch
 from rlft.config.model import ModelConfig
 from rlft.data.tokenizer import end_tokens
 from rlft.engines.decoding import Decoding, Row
+from rlft.engines.transport import Channel, ChannelSeat, arriving
 from rlft.engines.turns import Turns
 from rlft.engines.weights import WeightUpdate, load_weights
 from rlft.errors import WeightSyncError
@@ -43,8 +44,17 @@ class TransformersGenerator:
         self._end = end_tokens(str(model.path), tokenizer)
         self._turns = Turns()  # whoever uses or changes the model or what follows holds the turn
         self.version: int | None = None  # None: not provably on any version, or a load is under way
+        self._channel: Channel | None = None
         self._num_loads = 0  # begun ones; tells a call that the weights are no longer those that it has cached from
         self._frozen_verified = len(self._trainable) == len(self._parameters)  # the weights that updates leave out
+
+    def num_receivers(self) -> int:
+        """See rlft.engines.build.Engine."""
+        return 1
+
+    def join(self, seat: ChannelSeat) -> None:
+        """See rlft.engines.build.Engine."""
+        self._channel = Channel(seat, self._device)
 
     def load(self, update: WeightUpdate) -> bool:
         """See rlft.roles.Generator. Until the last tensor is verified the generator is on no version."""
@@ -57,7 +67,8 @@ class TransformersGenerator:
                     "here were never compared with the learner's"
                 )
             expected = list(self._parameters) if update.complete else self._trainable
-            load_weights(update, self._parameters, expected, self._name)
+            tensors = arriving(update, self._channel, self._device)
+            load_weights(update, tensors, self._parameters, expected, self._name)
             self.version, self._frozen_verified = update.version, True
         return True
 

@@ -1,14 +1,16 @@
 """Weights on their way from the learner to a generator: names, buckets of bytes, fingerprints, and proof of arrival.
 
-Knows nothing about Ray or about how bytes travel: a bucket is an array here, and whatever carries it elsewhere.
+Knows nothing about Ray or about how bytes travel (see transport.py): a bucket is an array here, and whatever carries it
+elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +46,7 @@ class WeightUpdate:
     buckets: tuple[Any, ...]  # uint8 arrays, or what a transport puts in their place
     complete: bool  # every parameter, not only those that train
     trainable: tuple[str, ...]  # names of the parameters that every later update must bring
+    transport: str = "memory"  # how the bytes come: see transport.py
 
     @property
     def num_bytes(self) -> int:
@@ -86,33 +89,88 @@ def _place_weights(count: int, device: torch.device) -> Tensor:
     return known
 
 
+class Places:
+    """Gives tensors their places in buckets, one after another, each at a multiple of 8 bytes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []  # bytes of each bucket so far
+        self._room = 0  # of the last one
+
+    def add(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> TensorEntry:
+        """The place of one more tensor; its fingerprint is not known yet (0)."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if not self.sizes or self.sizes[-1] + num_bytes > self._room:
+            self._room = max(BUCKET_BYTES, num_bytes)
+            self.sizes.append(0)
+        offset, kind = self.sizes[-1], str(dtype).removeprefix("torch.")
+        self.sizes[-1] = min(-(-(offset + num_bytes) // 8) * 8, self._room)
+        return TensorEntry(name, tuple(shape), kind, len(self.sizes) - 1, offset, num_bytes, 0)
+
+
+class Bucket(NamedTuple):
+    """Tensors one behind the other."""
+
+    data: Tensor  # uint8
+    entries: list[TensorEntry]
+
+
+def fill_buckets(tensors: Iterable[tuple[str, Tensor]], device: torch.device | str = "cpu") -> Iterator[Bucket]:
+    """Copy tensors into buckets on `device`, each handed over when it is full; names, places and fingerprints."""
+    places, entries = Places(), list[TensorEntry]()
+    room = torch.empty(0, dtype=torch.uint8)  # the bucket that is being filled
+    for name, tensor in tensors:
+        data = tensor.detach().to(device).contiguous()
+        entry = places.add(name, data.shape, data.dtype)
+        if entries and entry.bucket != entries[-1].bucket:
+            yield Bucket(room[: places.sizes[-2]], entries)
+            entries = []
+        if not entries:
+            room = torch.empty(max(BUCKET_BYTES, entry.num_bytes), dtype=torch.uint8, device=device)
+        end = entry.offset + entry.num_bytes
+        room[entry.offset : end] = data.flatten().view(torch.uint8)  # copied now: gathered ones go away
+        room[end : places.sizes[-1]] = 0
+        entries.append(replace(entry, fingerprint=fingerprint(data)))
+    if entries:
+        yield Bucket(room[: places.sizes[-1]], entries)
+
+
 def pack_weights(
     tensors: Iterable[tuple[str, Tensor]], version: int, complete: bool, trainable: Sequence[str]
 ) -> WeightUpdate:
-    """Copy tensors into buckets and note where each lies (at a multiple of 8 bytes)."""
-    entries: list[TensorEntry] = []
-    buckets: list[np.ndarray] = []
-    room = np.zeros(0, np.uint8)  # the bucket that is being filled, and how far it is
-    offset = 0
-    for name, tensor in tensors:
-        data = tensor.detach().cpu().contiguous()
-        raw = data.flatten().view(torch.uint8).numpy()
-        if offset + len(raw) > len(room):
-            buckets.append(room[:offset])
-            room, offset = np.empty(max(BUCKET_BYTES, len(raw)), np.uint8), 0
-        number, dtype = len(buckets) - 1, str(data.dtype).removeprefix("torch.")
-        entries.append(TensorEntry(name, tuple(data.shape), dtype, number, offset, len(raw), fingerprint(data)))
-        room[offset : offset + len(raw)] = raw  # copied now: the tensor may change or, gathered from ranks, go away
-        end = min(-(-(offset + len(raw)) // 8) * 8, len(room))
-        room[offset + len(raw) : end] = 0
-        offset = end
-    return WeightUpdate(version, tuple(entries), (*buckets[1:], room[:offset]), complete, tuple(trainable))
+    """An update that carries its bytes, as arrays."""
+    buckets = list(fill_buckets(tensors))
+    entries = tuple(entry for bucket in buckets for entry in bucket.entries)
+    arrays = tuple(bucket.data.numpy() for bucket in buckets)
+    return WeightUpdate(version, entries, arrays, complete, tuple(trainable))
 
 
-def load_weights(update: WeightUpdate, targets: Mapping[str, Tensor], expected: Sequence[str], who: str) -> None:
+def unpacked(update: WeightUpdate) -> Iterator[tuple[TensorEntry, Tensor]]:
+    """The tensors of an update that carries its bytes, as views of them."""
+    arrays = [np.asarray(bucket) for bucket in update.buckets]
+    for entry in update.entries:
+        raw = arrays[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the array may be read-only; it is only read
+            yield entry, as_tensor(torch.from_numpy(raw), entry)
+
+
+def as_tensor(raw: Tensor, entry: TensorEntry) -> Tensor:
+    """Bytes as the tensor that they are."""
+    return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
+
+
+def load_weights(
+    update: WeightUpdate,
+    arriving: Iterable[tuple[TensorEntry, Tensor]],
+    targets: Mapping[str, Tensor],
+    expected: Sequence[str],
+    who: str,
+) -> None:
     """Copy an update into `targets` and verify that each tensor now hashes to what the learner published.
 
     Args:
+        update: what is announced.
+        arriving: its tensors, each with what it must hash to (`unpacked(update)`, or see transport.py).
         targets: the generator's parameters by name.
         expected: names that this update must bring, neither more nor fewer.
         who: the generator, for messages.
@@ -125,9 +183,9 @@ def load_weights(update: WeightUpdate, targets: Mapping[str, Tensor], expected: 
         if odd:
             some = ", ".join(sorted(odd)[:3])
             raise WeightSyncError(f"{who}: weight version {update.version} {kind} {len(odd)} tensors: {some}")
-    arrays = [np.asarray(bucket) for bucket in update.buckets]
+    arrived = []
     with torch.no_grad():
-        for entry in update.entries:
+        for entry, tensor in arriving:
             target = targets[entry.name]
             found = (tuple(target.shape), str(target.dtype).removeprefix("torch."))
             if found != (entry.shape, entry.dtype):
@@ -135,19 +193,20 @@ def load_weights(update: WeightUpdate, targets: Mapping[str, Tensor], expected: 
                     f"{who}: tensor {entry.name} of weight version {update.version} is {entry.dtype} {entry.shape} at "
                     f"the learner but {found[1]} {found[0]} here: were both built from the same model?"
                 )
-            raw = arrays[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # the array may be read-only; it is only read
-                target.copy_(torch.from_numpy(raw).view(target.dtype).view(target.shape))
-    verify_weights(update, targets, who)
+            target.copy_(tensor)
+            arrived.append(entry)
+    missing = set(names) - {entry.name for entry in arrived}
+    if missing:
+        raise WeightSyncError(f"{who}: weight version {update.version}: {len(missing)} announced tensors never came")
+    verify_weights(update.version, arrived, targets, who)
 
 
-def verify_weights(update: WeightUpdate, targets: Mapping[str, Tensor], who: str) -> None:
-    """Compare what `targets` hold with what the update says, tensor by tensor. Raises WeightSyncError."""
-    for entry in update.entries:
+def verify_weights(version: int, entries: Iterable[TensorEntry], targets: Mapping[str, Tensor], who: str) -> None:
+    """Compare what `targets` hold with what was published, tensor by tensor. Raises WeightSyncError."""
+    for entry in entries:
         if fingerprint(targets[entry.name]) != entry.fingerprint:
             raise WeightSyncError(
-                f"{who}: tensor {entry.name} does not hold the bytes of weight version {update.version} after loading: "
+                f"{who}: tensor {entry.name} does not hold the bytes of weight version {version} after loading: "
                 f"expected fingerprint {entry.fingerprint:016x}, found {fingerprint(targets[entry.name]):016x}. "
                 "The generator serves nothing until a load is verified."
             )

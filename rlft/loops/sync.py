@@ -9,6 +9,7 @@ import numpy as np
 from rlft.config import Config
 from rlft.config.derived import probe_tolerance
 from rlft.errors import WeightSyncError
+from rlft.loops.together import together
 from rlft.roles import Generator, Learner
 from rlft.samples import Prompt, Sample, SamplingParams, sample_seed
 
@@ -36,7 +37,7 @@ class WeightSync:
     def __call__(self, version: int) -> dict[str, float]:
         """Publish, load, verify; at the first call every parameter, later those that train. Metrics of the sync."""
         update = self._learner.publish(version, everything=self._is_first)
-        proved = self._generator.load(update)
+        proved, _ = together(lambda: self._generator.load(update), lambda: self._learner.send(update))
         metrics = {"sync/version": float(version), "sync/bytes": float(update.num_bytes)}
         due = self._every and version % self._every == 0  # at fixed versions: a resumed run probes where it would have
         if self._is_first or due or not proved:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from torch import Tensor
 
 from rlft.engines.vllm import worker
-from rlft.engines.vllm.handover import read_tensors
 from rlft.engines.vllm.worker import WeightReceiver
-from rlft.engines.weights import TensorEntry
+from rlft.engines.weights import TensorEntry, WeightUpdate
 
 
 class FaultyReceiver(WeightReceiver):
@@ -31,15 +29,15 @@ class FaultyReceiver(WeightReceiver):
         """See WeightReceiver."""
         return not self.rlft_repacks and super().rlft_reads_back()
 
-    def _rlft_published(self, folder: Path) -> Iterator[tuple[TensorEntry, Tensor]]:
+    def _rlft_published(self, update: WeightUpdate) -> Iterator[tuple[TensorEntry, Tensor]]:
         fault, name = self.rlft_fault
         self.rlft_fault = ("", "")
         worker.copy_part = _dishonest(fault, name)
-        entries = list(read_tensors(folder))
-        for i, item in enumerate(entries):
-            if i == len(entries) // 2 and fault == "die":
+        half = len(update.entries) // 2
+        for i, item in enumerate(super()._rlft_published(update)):
+            if i == half and fault == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if i == len(entries) // 2 and fault == "half":
+            if i == half and fault == "half":
                 return
             yield item
 

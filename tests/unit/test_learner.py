@@ -32,7 +32,7 @@ class FakeRanks:
         if method == "update":
             applied = self.outcomes.pop(0) if self.outcomes else [True] * len(args)
             return [self._answer(part, ok) for (part, _, _, _), ok in zip(args, applied, strict=True)]
-        return [f"{method} of rank {i}" for i in range(len(args))]
+        return [f"{method} of rank {i}" if i == 0 else None for i in range(len(args))]
 
     @staticmethod
     def _answer(part: list[list[Group]], ok: bool) -> RankUpdate:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.engines import weights
-from rlft.engines.weights import WeightUpdate, fingerprint, load_weights, pack_weights, verify_weights
+from rlft.engines.weights import WeightUpdate, fingerprint, load_weights, pack_weights, unpacked, verify_weights
 from rlft.errors import WeightSyncError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8]
@@ -152,7 +152,7 @@ def test_round_trip(monkeypatch, bucket_bytes):
     assert update.num_bytes == 96 + 20 + 18 + 96
     assert (update.version, update.complete, update.trainable) == (7, True, ("embed",))
     targets = blank()
-    load_weights(update, targets, NAMES, "generator 1")
+    load_weights(update, unpacked(update), targets, NAMES, "generator 1")
     for name, tensor in source().items():
         assert torch.equal(targets[name], tensor)
 
@@ -162,7 +162,7 @@ def test_an_update_is_a_copy():
     update = pack_weights(tensors.items(), 1, True, [])
     tensors["embed"].zero_()
     targets = blank()
-    load_weights(update, targets, NAMES, "g")
+    load_weights(update, unpacked(update), targets, NAMES, "g")
     assert torch.equal(targets["embed"], source()["embed"])
 
 
@@ -172,19 +172,19 @@ def test_read_only_buckets_load():
     for bucket in update.buckets:
         bucket.flags.writeable = False
     targets = blank()
-    load_weights(update, targets, NAMES, "g")
+    load_weights(update, unpacked(update), targets, NAMES, "g")
     assert all(torch.equal(targets[name], tensor) for name, tensor in source().items())
 
 
 def test_an_empty_update_loads():
     update = pack_weights([], 3, False, [])
-    load_weights(update, {}, [], "g")
+    load_weights(update, unpacked(update), {}, [], "g")
     assert update.entries == () and update.num_bytes == 0
 
 
 def refused(update: WeightUpdate, expected: list[str] = NAMES, **changes: torch.Tensor) -> str:
     with pytest.raises(WeightSyncError) as error:
-        load_weights(update, blank() | changes, expected, "generator 1")
+        load_weights(update, unpacked(update), blank() | changes, expected, "generator 1")
     message = str(error.value)
     assert "generator 1" in message
     assert "version 7" in message
@@ -229,7 +229,8 @@ def test_tensors_in_each_others_place_are_refused(monkeypatch):
     first, second = update.entries
     swapped = (replace(first, offset=second.offset), replace(second, offset=first.offset))
     with pytest.raises(WeightSyncError, match="generator 1: tensor up "):
-        load_weights(replace(update, entries=swapped), {n: torch.zeros(3, 3) for n in pair}, list(pair), "generator 1")
+        wrong = replace(update, entries=swapped)
+        load_weights(wrong, unpacked(wrong), {n: torch.zeros(3, 3) for n in pair}, list(pair), "generator 1")
 
 
 def test_last_versions_bytes_are_refused():
@@ -257,13 +258,13 @@ class Skipping(dict):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tensor_that_was_not_written_is_found(name):
     with pytest.raises(WeightSyncError, match=f"generator 1: tensor {name} .* version 7"):
-        load_weights(packed(), Skipping(name), NAMES, "generator 1")
+        load_weights(packed(), unpacked(packed()), Skipping(name), NAMES, "generator 1")
 
 
 def test_weights_that_changed_after_loading_are_found():
     update, targets = packed(), blank()
-    load_weights(update, targets, NAMES, "generator 1")
-    verify_weights(update, targets, "generator 1")
+    load_weights(update, unpacked(update), targets, NAMES, "generator 1")
+    verify_weights(update.version, update.entries, targets, "generator 1")
     targets["scale"][2] += 1e-6 * targets["scale"][2].abs() + 1e-4
     with pytest.raises(WeightSyncError, match="tensor scale"):
-        verify_weights(update, targets, "generator 1")
+        verify_weights(update.version, update.entries, targets, "generator 1")

@@ -22,6 +22,7 @@ import numpy as np
 from rlft.config import Config
 from rlft.config.derived import shares_gpus
 from rlft.data.tokenizer import end_tokens, load_tokenizer
+from rlft.engines.transport import ChannelSeat
 from rlft.engines.vllm import handover, settings
 from rlft.engines.weights import WeightUpdate
 from rlft.errors import RunError, UserError, WeightSyncError
@@ -65,7 +66,7 @@ class VllmGenerator:
         arguments = settings.engine_arguments(config, device, num_gpus)
         self._engine = self._wait(self._start(arguments), config.cluster.start_timeout_s, "starting vLLM")
         workers = self._wait(self._engine.collective_rpc("rlft_reads_back"), self._timeout_s, "asking vLLM's workers")
-        self._reads_back = all(workers)
+        self._reads_back, self._num_workers = all(workers), len(workers)
 
     async def _start(self, arguments: dict[str, Any]) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -225,6 +226,16 @@ class VllmGenerator:
             self._wait(self._engine.sleep(level=level), self._timeout_s, "going to sleep")
             self._asleep = True
 
+    def num_receivers(self) -> int:
+        """See rlft.engines.build.Engine."""
+        return self._num_workers
+
+    def join(self, seat: ChannelSeat) -> None:
+        """See rlft.engines.build.Engine."""
+        where = (seat.host, seat.port, seat.rank, seat.size, seat.timeout_s)
+        joining = self._engine.collective_rpc("rlft_join", args=where)
+        self._wait(joining, self._timeout_s, "joining the broadcast of weights")
+
     def load(self, update: WeightUpdate) -> bool:
         """See rlft.roles.Generator."""
         self._wait(self._load(update), self._timeout_s, f"loading weight version {update.version}")
@@ -291,10 +302,8 @@ class VllmGenerator:
         with handover.shared_folder(update.num_bytes) as folder:
             if plain:
                 named = [_renamed(e) for e in plain]
-                handover.write_tensors(folder, update, named)
-                self._insist(
-                    update, await self._engine.collective_rpc("rlft_load", args=(str(folder), update.complete))
-                )
+                handover.write_update(folder, update, named)
+                self._insist(update, await self._engine.collective_rpc("rlft_load", args=(str(folder),)))
             if adapter:
                 request = await self._take_over_adapter(update, adapter, folder / "adapter")
         if update.complete:

@@ -1,4 +1,5 @@
-"""Weights on their way into vLLM's worker processes: written where memory is shared, so that only a path crosses.
+"""Weights on their way into vLLM's worker processes: written where memory is shared, so that only a path crosses. Of
+those that come another way (transport.py) only the announcement is written.
 
 Knows nothing about vLLM.
 """
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 from rlft.config.model import LoraAdapter
-from rlft.engines.weights import TensorEntry, WeightUpdate
+from rlft.engines.weights import TensorEntry, WeightUpdate, as_tensor
 
 _SHARED_MEMORY = Path("/dev/shm")
-_ENTRIES = "entries.pkl"
+_UPDATE = "update.pkl"
 
 
 @contextmanager
@@ -35,26 +37,25 @@ def shared_folder(num_bytes: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_tensors(folder: Path, update: WeightUpdate, entries: Sequence[TensorEntry]) -> None:
-    """The bytes of these entries of an update, for `read_tensors`."""
-    for number in sorted({e.bucket for e in entries}):
-        np.asarray(update.buckets[number]).tofile(folder / f"{number}.bin")
-    (folder / _ENTRIES).write_bytes(pickle.dumps(list(entries)))
+def write_update(folder: Path, update: WeightUpdate, entries: Sequence[TensorEntry]) -> None:
+    """These entries of an update, with their bytes if it carries them, for `read_update`."""
+    buckets = update.buckets
+    if update.transport == "memory":
+        for number in sorted({e.bucket for e in entries}):
+            np.asarray(buckets[number]).tofile(folder / f"{number}.bin")
+        buckets = ()
+    (folder / _UPDATE).write_bytes(pickle.dumps(replace(update, entries=tuple(entries), buckets=buckets)))
 
 
-def read_entries(folder: Path) -> list[TensorEntry]:
-    """What `write_tensors` wrote, without the bytes."""
-    return pickle.loads((folder / _ENTRIES).read_bytes())
-
-
-def read_tensors(folder: Path) -> Iterator[tuple[TensorEntry, torch.Tensor]]:
-    """What `write_tensors` wrote; the tensors are views of the files, for as long as these are there."""
-    buckets: dict[int, torch.Tensor] = {}
-    for e in read_entries(folder):
-        if e.bucket not in buckets:  # "c": writable as torch wants it, but nothing ever reaches the file
-            buckets[e.bucket] = torch.from_numpy(np.memmap(folder / f"{e.bucket}.bin", dtype=np.uint8, mode="c"))
-        raw = buckets[e.bucket][e.offset : e.offset + e.num_bytes]
-        yield e, raw.view(getattr(torch, e.dtype)).view(e.shape)
+def read_update(folder: Path) -> WeightUpdate:
+    """What `write_update` wrote. Its arrays are views of the files, for as long as these are there."""
+    update: WeightUpdate = pickle.loads((folder / _UPDATE).read_bytes())
+    if update.transport != "memory":
+        return update
+    count = 1 + max((e.bucket for e in update.entries), default=-1)
+    files = [folder / f"{number}.bin" for number in range(count)]  # "c": nothing ever reaches the file
+    arrays = [np.memmap(f, dtype=np.uint8, mode="c") if f.exists() else np.empty(0, np.uint8) for f in files]
+    return replace(update, buckets=tuple(arrays))
 
 
 def write_adapter(folder: Path, update: WeightUpdate, names: Mapping[str, str], adapter: LoraAdapter) -> None:
@@ -64,7 +65,7 @@ def write_adapter(folder: Path, update: WeightUpdate, names: Mapping[str, str], 
     for e in update.entries:
         if e.name in names:
             raw = np.asarray(update.buckets[e.bucket])[e.offset : e.offset + e.num_bytes].copy()
-            tensors[names[e.name]] = torch.from_numpy(raw).view(getattr(torch, e.dtype)).view(e.shape)
+            tensors[names[e.name]] = as_tensor(torch.from_numpy(raw), e)
     save_file(tensors, folder / "adapter_model.safetensors")
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
     settings = {

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import vllm._custom_ops as custom_ops
 from torch import Tensor
 
-from rlft.engines.vllm.handover import read_entries, read_tensors
+from rlft.engines.transport import Channel, ChannelSeat, arriving
+from rlft.engines.vllm.handover import read_update
 from rlft.engines.vllm.landing import Landing, can_read_back, find_landing
-from rlft.engines.weights import TensorEntry, fingerprint
+from rlft.engines.weights import TensorEntry, WeightUpdate, fingerprint
 
 _PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed actor leaves no engine behind on its GPU
@@ -32,14 +34,21 @@ class WeightReceiver:
     model_runner: Any
     device: torch.device
 
-    def rlft_load(self, folder: str, complete: bool) -> list[str]:
-        """Take over the tensors that `handover.write_tensors` left in `folder`; what went wrong, empty when each one
-        that can be read back holds the published bytes. `complete`: every weight of the model is there."""
-        model = self.model_runner.get_model()
+    rlft_channel: Channel | None = None
+
+    def rlft_join(self, host: str, port: int, first_rank: int, size: int, timeout_s: float) -> None:
+        """Take part in the broadcast of weights; vLLM's workers have the ranks from `first_rank` on."""
+        rank = first_rank + (dist.get_rank() if dist.is_initialized() else 0)
+        self.rlft_channel = Channel(ChannelSeat(host, port, rank, size, timeout_s), torch.device(self.device))
+
+    def rlft_load(self, folder: str) -> list[str]:
+        """Take over the update that `handover.write_update` left in `folder`; what went wrong, empty when each tensor
+        that can be read back holds the published bytes."""
+        update = read_update(Path(folder))
         with torch.no_grad():
             if self.rlft_reads_back():
-                return self._rlft_copy(model, Path(folder), complete)
-            return self._rlft_reload(Path(folder))
+                return self._rlft_copy(self.model_runner.get_model(), update)
+            return self._rlft_reload(update)
 
     def rlft_check_adapter(self, adapter_id: int, folder: str, scale: float) -> list[str]:
         """Whether the adapter that vLLM serves under `adapter_id` holds what lies in `folder`."""
@@ -51,10 +60,10 @@ class WeightReceiver:
         """Whether what was loaded can be compared with what the model holds."""
         return can_read_back(self.model_runner.get_model())
 
-    def _rlft_copy(self, model: Any, folder: Path, complete: bool) -> list[str]:
+    def _rlft_copy(self, model: Any, update: WeightUpdate) -> list[str]:
         """Copy straight into the parameters, then compare what is there with what came."""
         problems, landed, filled = [], {}, dict[int, int]()
-        for entry, tensor in self._rlft_published(folder):
+        for entry, tensor in self._rlft_published(update):
             landing = find_landing(model, entry.name)
             problem = _misfit(entry, tensor, landing)
             if landing is None or problem:
@@ -66,32 +75,38 @@ class WeightReceiver:
             if part.numel() < tensor.numel():  # of a part nothing was published: it is true when the whole is
                 expected = fingerprint(part)
                 problems += _arrived_broken(entry, tensor)
-            landed[entry.name] = landing, tensor, expected
+            landed[entry.name] = landing, expected
             filled[id(landing.parameter)] = filled.get(id(landing.parameter), 0) + part.numel()
-        by_name = {entry.name: entry for entry in read_entries(folder)}
-        for name, (landing, tensor, expected) in landed.items():
+        for name, (landing, expected) in landed.items():
             found = fingerprint(landing.look())
             if found != expected:
-                problems += _arrived_broken(by_name[name], tensor) or [
+                problems += self._rlft_came_broken(update, name) or [
                     f"tensor {name} does not hold the published bytes after loading: expected fingerprint "
                     f"{expected:016x}, found {found:016x}"
                 ]
         if not problems:
-            problems += [f"tensor {name} was not loaded" for name in by_name if name not in landed]
-        if not problems and complete:
+            problems += [f"tensor {entry.name} was not loaded" for entry in update.entries if entry.name not in landed]
+        if not problems and update.complete:
             problems += [f"tensor {name} of the model was not in the update" for name in _unfilled(model, filled)]
         return problems
 
-    def _rlft_published(self, folder: Path) -> Iterator[tuple[TensorEntry, Tensor]]:
+    def _rlft_published(self, update: WeightUpdate) -> Iterator[tuple[TensorEntry, Tensor]]:
         """What came, tensor by tensor."""
-        yield from read_tensors(folder)
+        yield from arriving(update, self.rlft_channel, torch.device(self.device))
 
-    def _rlft_reload(self, folder: Path) -> list[str]:
+    def _rlft_came_broken(self, update: WeightUpdate, name: str) -> list[str]:
+        """Whether a tensor was no longer what was published when it came here. What was broadcast is gone by now."""
+        if update.transport == "collective":
+            return []
+        again = arriving(update, None, torch.device(self.device))
+        return next(_arrived_broken(entry, tensor) for entry, tensor in again if entry.name == name)
+
+    def _rlft_reload(self, update: WeightUpdate) -> list[str]:
         """By vLLM's own loader, which repacks and quantizes as when the model was first loaded."""
         problems = []
 
         def arrived() -> Iterator[tuple[str, Tensor]]:
-            for entry, tensor in self._rlft_published(folder):
+            for entry, tensor in self._rlft_published(update):
                 problems.extend(_arrived_broken(entry, tensor))
                 yield entry.name, tensor.to(self.device)
 
