@@ -1,12 +1,13 @@
 """Seconds from publishing weights to being able to draw from them, through the real learner and generator actors.
 
-    python -m tests.bench.sync [--sizes 6 100 1000] [--engines transformers vllm] [--what full adapter] [--repeat 5]
+    python -m tests.bench.sync [--sizes 6 100 1000] [--engines transformers vllm] [--what full adapter broadcast]
 
 For a Qwen3-style model with about 6 MB, 100 MB or 1 GB of random float32 weights, in cluster mode local (Ray's object
 store, one node): from the call of `learner.publish` until `generator.load` has returned, when every tensor is verified
 and samples of the new version can be drawn. Medians of `--repeat` syncs after one warm-up, each with other weights;
 after each, unpaid, a token is drawn and must carry the new version. `adapter`: the same model with LoRA of rank 16 on
-all linear layers, of which only the adapter travels after the first sync.
+all linear layers, of which only the adapter travels after the first sync. `broadcast`: all weights, sent by gloo from
+process to process (cluster.weight_transport: collective) instead of through the object store.
 
 Beside each sync, in the learner's process, the same bytes are copied by numpy: into memory that is there already
 (copy_s, of which `ratio` is a multiple) and into fresh memory, whose pages the kernel has to clear first
@@ -40,6 +41,7 @@ SHAPES = {  # megabytes -> hidden size, layers, heads, key/value heads, feed-for
     100: (640, 6, 10, 2, 1728),
     1000: (1536, 10, 12, 4, 4096),
 }
+WHAT = ("full", "adapter", "broadcast")
 ROOM = 7  # times the weights: learner 3 (with its packed copies), object store 2, /dev/shm 1, generator 1
 ROOM_GB = 4  # Ray, two processes with torch or vLLM, vLLM's cache
 
@@ -49,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--sizes", type=int, nargs="+", default=list(SHAPES), choices=list(SHAPES), help="megabytes")
     p.add_argument("--engines", nargs="+", default=["transformers", "vllm"], choices=["transformers", "vllm"])
-    p.add_argument("--what", nargs="+", default=["full", "adapter"], choices=["full", "adapter"])
+    p.add_argument("--what", nargs="+", default=list(WHAT), choices=WHAT)
     p.add_argument("--repeat", type=int, default=5)
     return p
 
@@ -87,7 +89,8 @@ def configuration(model: Path, engine: str, what: str) -> Any:
         "model": {"path": str(model)} | ({"adapter": {"type": "lora", "rank": 16}} if what == "adapter" else {}),
         "generator": {"engine": engine, "max_new_tokens": 8, "max_concurrent": 8},
         "rewards": {"functions": [{"function": "exact_match"}]},
-        "cluster": {"mode": "local", "threads": 1, "start_timeout_s": 600, "stage_timeout_s": 300},
+        "cluster": {"mode": "local", "threads": 1, "start_timeout_s": 600, "stage_timeout_s": 300,
+                    "weight_transport": "collective" if what == "broadcast" else "auto"},
     }, has_dataset=True)  # fmt: skip
 
 
@@ -96,11 +99,13 @@ def learner_and_generator(config: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Both, as a run would start them, and the learner's actor; no reward workers."""
     from ray.util.placement_group import remove_placement_group
 
+    from actors.channel import connect
     from actors.cluster import connected
     from actors.generator import GeneratorActor, GeneratorGroup
     from actors.learner import LearnerActor, start_ranks
     from actors.placement import reserve, seats
     from actors.supervisor import get_all
+    from rlft.config.derived import weight_transport
     from rlft.engines.learner import RankedLearner
     from rlft.errors import RunError
 
@@ -113,6 +118,8 @@ def learner_and_generator(config: Any) -> Iterator[tuple[Any, Any, Any]]:
             actor, generator = (kind.options(**options[seat.name]).remote(config, seat) for kind, seat in kinds)
             call, _ = start_ranks([actor], [ours.name], config)
             get_all([generator.ready.remote()], [theirs.name], "starting", config.cluster.start_timeout_s)
+            if weight_transport(config) == "collective":
+                connect([actor], ours.name, [generator], [theirs.name], config)
             generators = GeneratorGroup([generator], [theirs.name], config.cluster.stage_timeout_s)
             yield RankedLearner(config, call), generators, actor
             with contextlib.suppress(RunError):
@@ -144,6 +151,13 @@ def copy_seconds(actor: Any, num_bytes: int) -> tuple[float, float]:
     return time.perf_counter() - begin, fresh
 
 
+def hand_over(learner: Any, generator: Any, update: Any) -> None:
+    """As rlft.loops.sync does it."""
+    from rlft.loops.together import together
+
+    together(lambda: generator.load(update), lambda: learner.send(update))
+
+
 def measure(config: Any, repeat: int) -> dict[str, Any]:
     """Medians over `repeat` syncs."""
     import numpy as np
@@ -154,13 +168,13 @@ def measure(config: Any, repeat: int) -> dict[str, Any]:
     rows = []
     limit = config.cluster.stage_timeout_s
     with learner_and_generator(config) as (learner, generator, actor):
-        generator.load(learner.publish(0, everything=True))
+        hand_over(learner, generator, learner.publish(0, everything=True))
         for version in range(1, repeat + 2):
             ray.get(actor.__ray_call__.remote(change_weights), timeout=limit)
             begin = time.perf_counter()
             update = learner.publish(version)
             published = time.perf_counter()
-            generator.load(update)
+            hand_over(learner, generator, update)
             end = time.perf_counter()
             num_bytes = update.num_bytes
             del update  # frees the object store
