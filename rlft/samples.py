@@ -128,6 +128,8 @@ class Totals:
             return 1.0 / (num_trained * self.num_samples)
         if average == "max_length":
             return 1.0 / (self.max_new_tokens * self.num_samples)
+        if average == "sample_sum":
+            return 1.0 / self.num_samples
         raise ValueError(f"unknown average {average!r}")
 
 

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlft.algorithms.divergences import k3_divergence
+from rlft.algorithms.off_policy import importance_ratio, too_far_off, truncated_importance
 from rlft.algorithms.policy import (
     clipped_policy_loss,
-    importance_ratio,
-    k3_divergence,
-    too_far_off,
-    truncated_importance,
 )
 from rlft.algorithms.statistics import Stats, mean_of
 from rlft.batch import Pack

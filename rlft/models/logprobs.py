@@ -16,8 +16,9 @@ Head = Callable[[Tensor], Tensor]  # hidden [M, hidden] -> logits [M, V]
 
 
 def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities in float32 of the distribution that is sampled at this temperature, [..., V]."""
-    logits = logits.float()
+    """Log-probabilities of the distribution that is sampled at this temperature, [..., V]; in float32, or in float64
+    where the logits are."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
 
 

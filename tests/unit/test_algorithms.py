@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from rlft.algorithms.advantages import flat_groups, group_advantages
+from rlft.algorithms.divergences import k3_divergence
+from rlft.algorithms.off_policy import importance_ratio, too_far_off, truncated_importance
 from rlft.algorithms.policy import (
     clipped_policy_loss,
-    importance_ratio,
-    k3_divergence,
-    too_far_off,
-    truncated_importance,
 )
 from rlft.algorithms.statistics import Mean, joined, mean_of, metrics_of
 

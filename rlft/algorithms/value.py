@@ -1,0 +1,32 @@
+"""The critic's loss, and how good it is. Pure functions on torch tensors, one entry per trained token, [M]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlft.algorithms.policy import TokenLoss
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> TokenLoss:
+    """Squared error of the critic, which may move at most `clip` from what it said before (PPO's reference
+    implementation; Huang et al. 2022, "The 37 implementation details of PPO", detail 9), for each token:
+
+        loss = 0.5 * max((value - return)^2, (clamp(value, old - clip, old + clip) - return)^2)
+
+    Without `clip` the plain squared error, halved.
+    """
+    plain = (values - returns) ** 2
+    if clip is None:
+        return TokenLoss(0.5 * plain, torch.zeros_like(plain, dtype=torch.bool))
+    bounded = (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2
+    return TokenLoss(0.5 * torch.maximum(plain, bounded), bounded > plain)
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for one that says the mean, NaN where returns do
+    not vary."""
+    spread = returns.double().var(unbiased=False)
+    if len(returns) == 0 or float(spread) == 0:
+        return float("nan")
+    return float(1 - (returns - values).double().var(unbiased=False) / spread)
