@@ -391,3 +391,16 @@ def test_a_worker_that_dies_during_a_load_is_named(folder):
             draw(generator)
     finally:
         generator.close()
+
+
+def test_bfloat16_weights_can_be_read_back(folder):
+    """On CPUs with AMX vLLM would pack bfloat16 matrices and drop the originals."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        generator = start(folder, monkeypatch, **{"model.dtype": "bfloat16"})
+    try:
+        for version in range(2):
+            lm = model_of(generator, version)
+            assert generator.load(update_of(lm, version)), "every tensor was compared"
+            assert max(gap(lm, s, version) for s in samples_of(draw(generator, version=version))) < 0.1
+    finally:
+        generator.close()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import vllm._custom_ops as custom_ops
+import vllm.model_executor.layers.utils as layer_utils
 from torch import Tensor
 
 from rlft.engines.transport import Channel, ChannelSeat, arriving
@@ -25,7 +26,10 @@ from rlft.engines.weights import TensorEntry, WeightUpdate, fingerprint
 
 _PR_SET_PDEATHSIG = 1
 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed actor leaves no engine behind on its GPU
-custom_ops._supports_onednn = False  # matrices stay as they are and torch multiplies them: as fast at these sizes
+# On CPUs matrices stay as they are and torch multiplies them (as fast at these sizes): packed, by oneDNN or for
+# bfloat16 by AMX kernels, they could not be read back.
+custom_ops._supports_onednn = False
+layer_utils.check_cpu_sgl_kernel = lambda *sizes: False
 
 
 class WeightReceiver:
