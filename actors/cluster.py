@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +53,18 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
                 "with `ray start --head`, give --cluster.address, or use --cluster.mode local. With token "
                 "authentication, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here as on the cluster."
             ) from error
+    _unwind_on_sigterm()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _unwind_on_sigterm() -> None:
+    """Ray's core puts a handler of its own under Python's, which prints stack traces and then aborts; this takes it
+    out, so that a scheduler's stop ends the run in order."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
 
 
 def _knock(address: str) -> None:

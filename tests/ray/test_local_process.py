@@ -49,6 +49,17 @@ def test_a_killed_generator_ends_the_run(task: Path) -> None:
     assert still_alive(mine, 10) == []
 
 
+def test_a_schedulers_stop_ends_the_run_in_order(task: Path) -> None:
+    """Without the stack traces and the abort of Ray's own handler."""
+    process = start(task, "train", write_config(task, "stopped", GRPO, LONG))
+    wait_until((task / "runs" / "stopped" / "logs" / "actors.json").exists, process)
+    time.sleep(2)
+    process.terminate()
+    err = fails(143, finish(process, 60))
+    assert "terminated (SIGTERM). The same command with --resume auto" in err
+    assert "SIGTERM received at time" not in err
+
+
 SCRIPT = """
 import json
 
