@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rewards.load import Kind, find
 from rlft.config.environment import EnvironmentConfig
 from rlft.environments.base import Environment
 from rlft.environments.builtin import BUILTIN
 from rlft.environments.tools import ToolEnvironment, tool_schemas
 from rlft.errors import UserError
+from rlft.lookup import Kind, find
 
 _KIND = Kind("environment", "environment", "class", BUILTIN)
 
