@@ -25,10 +25,11 @@ class RewardSet:
         config: RewardsConfig,
         extra: Sequence[Callable[..., Any] | RewardFunction] = (),
         environment_weight: float | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         """Resolve the functions of `config` and then `extra`, those of a driver script. `environment_weight`: factor of
         what an environment has given, None without one. Raises UserError when a function is not usable, when nothing
-        gives rewards, or when two are given the same name."""
+        gives rewards (unless it `may_be_empty`: then every reward is 0), or when two are given the same name."""
         given = [spec.name for spec in config.functions if spec.name]
         if environment_weight is not None:
             given = [*given, ENVIRONMENT]
@@ -42,7 +43,8 @@ class RewardSet:
             chosen = isinstance(spec, RewardFunction) and spec.name
             self.rewards.append(bound if chosen else replace(bound, name=self._free_name(bound.name, given)))
         self._environment_weight = environment_weight
-        if not self.rewards and environment_weight is None:
+        self._no_rewards = not self.rewards and environment_weight is None
+        if self._no_rewards and not may_be_empty:
             raise UserError(
                 "rewards.functions is empty. Name at least one, for instance "
                 "--rewards.functions '[{function: math}]', or pass rewards=[my_function]."
@@ -75,7 +77,7 @@ class RewardSet:
             parts = {name: values[i] for name, values in results.items()}
             if self._environment_weight is not None and ENVIRONMENT in sample.reward_parts:
                 parts = {ENVIRONMENT: sample.reward_parts[ENVIRONMENT], **parts}
-            if not parts:
+            if not parts and not self._no_rewards:
                 parts = {ENVIRONMENT: RewardResult(None, "none", "no turn of the episode was given a reward")}
             samples.append(replace(sample, reward=self._total(parts), reward_parts=parts))
         return group.with_samples(samples)
