@@ -5,7 +5,8 @@
 
 Prints `RESULT {json}`. CPU seconds are those of all processes of the run; evaluation is not charged; work done before
 the first step (imports, loading, starting actors) is reported apart as start_s. With --fixed-len every completion has
-exactly that many tokens and every sample is trained on, also those of groups without signal: the peer's work.
+exactly that many tokens and every sample is trained on, also those of groups without signal: the peer's work. Other
+algorithms: `--set algorithm.type=rloo`; tests/bench/algorithms.py runs all of them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--staleness", type=int, default=0)
     p.add_argument("--train-flat", type=int, default=0, help="1: train on groups without signal too")
     p.add_argument("--tokens-per-micro-batch", type=int, default=2048)
+    p.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further keys of the configuration")
+    p.add_argument("--keep", default="", help="keep the run in this folder, with its last checkpoint")
     p.add_argument("--dump", default="", help="write every metric of every step to this file")
     return p
 
@@ -53,8 +56,7 @@ def configuration(a: argparse.Namespace, folder: str) -> dict[str, Any]:
         "model": {"path": str(assets / a.model)},
         "data": {"path": str(assets / "train.jsonl")},
         "algorithm": {
-            "group_size": a.group, "kl_coef": a.beta, "loss_average": "sequence",
-            "skip_flat_groups": not (a.fixed_len or a.train_flat),
+            "group_size": a.group, "kl_coef": a.beta, "skip_flat_groups": not (a.fixed_len or a.train_flat),
         },
         "generator": generator,
         "rewards": {"functions": [{"function": "exact_match"}]},
@@ -63,6 +65,8 @@ def configuration(a: argparse.Namespace, folder: str) -> dict[str, Any]:
         "tracking": {"tensorboard": False, "rollouts_every": 0},
         "cluster": {"mode": a.mode, "threads": a.threads},
     }  # fmt: skip
+    if not any(setting.startswith("algorithm.type") for setting in a.set):
+        config["algorithm"]["loss_average"] = "sequence"  # as the peer's
     if a.eval_n:
         config["evaluation"] = {"path": str(assets / "eval.jsonl"), "max_rows": a.eval_n, "every": a.eval_every}
     return config
@@ -120,8 +124,8 @@ def main() -> None:
     start = [0.0]
     restore, evaluate, log_step = Run.restore, Evaluation.__call__, Run.log_step
 
-    def began(self: Run, learner: Any) -> Any:
-        result = restore(self, learner)
+    def began(self: Run, *roles: Any) -> Any:
+        result = restore(self, *roles)
         start[0] = time.perf_counter() - START
         meter.on()
         return result
@@ -141,9 +145,12 @@ def main() -> None:
             meter.on()
 
     Run.restore, Evaluation.__call__, Run.log_step = began, unpaid, counted  # type: ignore[method-assign]
-    Run.save_is_due = lambda self, step: False  # type: ignore[method-assign]  # the peer saves nothing either
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        launch.train(load_config(configuration(a, folder)))
+    if not a.keep:
+        Run.save_is_due = lambda self, step: False  # type: ignore[method-assign]  # the peer saves nothing either
+    with contextlib.ExitStack() as stack:
+        folder = a.keep or stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(contextlib.redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+        launch.train(load_config(configuration(a, folder), [f"--{setting}" for setting in a.set]))
         meter.off()
         steps = read_metrics(Path(folder) / "yardstick/metrics.jsonl")
         if a.dump:
