@@ -10,6 +10,7 @@ from actors.inline import InlineRewarder
 from actors.process import prepare
 from rewards.combine import RewardSet
 from rlft.config import Config
+from rlft.config.derived import environment_weight
 from rlft.config.load import load_config
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.weights import pack_weights
@@ -20,7 +21,7 @@ from rlft.runs.checkpoints import Checkpoints, read_state, verify
 
 _HERE = [  # whatever shared the work of the run: here it is one process
     "--cluster.mode=inline", "--generator.num_actors=1", "--rewards.num_actors=1", "--scorer.num_actors=1",
-    "--learner.num_ranks=1", "--cluster.weight_transport=memory",
+    "--learner.num_ranks=1", "--critic.num_ranks=1", "--teacher.num_actors=1", "--cluster.weight_transport=memory",
 ]  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def _measure(config: Config, checkpoint: Path, version: int) -> dict[str, float]
     tokenizer = load_tokenizer(str(checkpoint), config.model.chat_template)
     evaluation = launch.load_evaluation(config, tokenizer, environment)
     assert evaluation is not None
-    rewards = RewardSet(config.rewards, environment_weight=launch.environment_weight(config))
+    rewards = RewardSet(config.rewards, environment_weight=environment_weight(config))
     rewards.check_columns(evaluation.prompts[0].columns)
     with inline.generator(config, environment) as generator:
         model = load_checkpoint(config.model, checkpoint)

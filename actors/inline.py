@@ -7,8 +7,9 @@ from contextlib import closing, contextmanager
 
 from rewards.combine import RewardSet
 from rlft.config import Config
+from rlft.config.derived import uses_critic, uses_reference, uses_teacher
 from rlft.engines.build import make_generator, make_scorer
-from rlft.engines.learner import RankedLearner
+from rlft.engines.learner import RankedCritic, RankedLearner
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.environments.worker import ThreadRunner
@@ -31,10 +32,20 @@ class InlineRewarder:
 
 def learner(config: Config) -> RankedLearner:
     """A learner of one rank."""
-    from rlft.engines.deepspeed import DeepSpeedRank, Rendezvous
+    from rlft.engines.deepspeed import Rendezvous
+    from rlft.engines.policy_rank import PolicyRank
 
-    rank = DeepSpeedRank(config, Rendezvous(), _device(config.learner.gpus))
+    rank = PolicyRank(config, Rendezvous(), _device(config.learner.gpus))
     return RankedLearner(config, lambda method, args: [getattr(rank, method)(*args[0])])
+
+
+def critic(config: Config) -> RankedCritic:
+    """A critic of one rank."""
+    from rlft.engines.critic_rank import CriticRank
+    from rlft.engines.deepspeed import Rendezvous
+
+    rank = CriticRank(config, Rendezvous(), _device(config.critic.gpus))
+    return RankedCritic(config, lambda method, args: [getattr(rank, method)(*args[0])])
 
 
 @contextmanager
@@ -57,7 +68,9 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
             generator=drawing,
             rewarder=InlineRewarder(rewards),
             learner=learner(config),
-            scorer=make_scorer(config, _device(config.scorer.gpus)) if config.algorithm.kl_coef > 0 else None,
+            scorer=make_scorer(config, _device(config.scorer.gpus)) if uses_reference(config) else None,
+            teacher=make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None,
+            critic=critic(config) if uses_critic(config) else None,
             background=False,
         )
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from actors.process import prepare
 from rewards.combine import RewardSet
-from rlft.config import Config
+from rlft.config import Config, derived
 from rlft.config.data import DataConfig
-from rlft.config.derived import weight_transport
+from rlft.config.derived import environment_weight, weight_transport
 from rlft.config.load import dump_config
 from rlft.data.examples import load_examples
 from rlft.data.prompts import PromptSet, load_prompts
@@ -62,7 +62,8 @@ def train(
     if config.algorithm.type != "sft":
         check_engine(config)
         environment = configured_environment(config)
-        reward_set = RewardSet(config.rewards, rewards, environment_weight(config))
+        optional = config.algorithm.advantage == "none"
+        reward_set = RewardSet(config.rewards, rewards, environment_weight(config), may_be_empty=optional)
     path = Path(config.run.dir, config.run.name).absolute()  # a reward function may change the working directory
     with RunFolder.create(path, dump_config(config), None if resume is None else str(resume)) as folder:
         config = with_model(config, folder.path, anew=folder.resumed is None)
@@ -81,11 +82,6 @@ def with_model(config: Config, folder: Path, anew: bool = False) -> Config:
     if anew or not (target / "config.json").exists():
         make_tiny_model(config.model.tiny, target, config.run.seed)
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(target), "tiny": None})})
-
-
-def environment_weight(config: Config) -> float | None:
-    """For RewardSet: the factor of the environment's reward, None without one."""
-    return None if config.environment is None else config.environment.reward_weight
 
 
 def _on_policy(
@@ -129,7 +125,8 @@ def _prompts(
     path: str | None = None,
 ) -> PromptSet:  # fmt: skip
     prompts = load_prompts(
-        data, tokenizer, window=window(str(config.model.path)), max_new_tokens=config.generator.max_new_tokens,
+        data, tokenizer, window=derived.window(config, window(str(config.model.path))),
+        max_new_tokens=config.generator.max_new_tokens,
         seed=config.run.seed, rows=rows, path=path, tools=environment.tools if environment else None,
     )  # fmt: skip
     if environment is not None:

@@ -1,4 +1,4 @@
-"""The learner actors: one DeepSpeed rank each."""
+"""The actors that train: one DeepSpeed rank of the learner or of the critic each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from actors.placement import Seat
 from actors.process import here, prepare
 from actors.supervisor import get_all
 from rlft.config import Config
-from rlft.engines.deepspeed import DeepSpeedRank, Rendezvous
+from rlft.engines.critic_rank import CriticRank
+from rlft.engines.deepspeed import Rendezvous
 from rlft.engines.learner import Call
+from rlft.engines.policy_rank import PolicyRank
 from rlft.engines.weights import WeightUpdate
+
+RANKS: dict[str, Any] = {"learner": PolicyRank, "critic": CriticRank}
 
 
 @ray.remote
 class LearnerActor:
     """Holds one rank. It joins the others in `start`, when the address of rank 0 is known."""
 
-    def __init__(self, config: Config, seat: Seat) -> None:
+    def __init__(self, config: Config, seat: Seat, role: str = "learner") -> None:
         prepare(config, seat.gpus, seat.cpus)
-        self._config, self._seat = config, seat
-        self._rank: DeepSpeedRank | None = None
+        self._config, self._seat, self._role = config, seat, role
+        self._rank: Any = None
 
     def address(self) -> tuple[str, int]:
         """This node's address and a port that is free now."""
@@ -35,7 +39,7 @@ class LearnerActor:
 
     def start(self, rendezvous: Rendezvous) -> str:
         """Load the model and join the other ranks: where it runs."""
-        self._rank = DeepSpeedRank(self._config, rendezvous, self._seat.device)
+        self._rank = RANKS[self._role](self._config, rendezvous, self._seat.device)
         return here()
 
     def call(self, method: str, args: Sequence[Any]) -> Any:
@@ -46,15 +50,17 @@ class LearnerActor:
         return result
 
 
-def start_ranks(actors: Sequence[Any], names: Sequence[str], config: Config) -> tuple[Call, list[str]]:
+def start_ranks(
+    actors: Sequence[Any], names: Sequence[str], config: Config, role: str = "learner"
+) -> tuple[Call, list[str]]:
     """Let the ranks find each other; gives the way to call them all, and where each runs."""
     host, port = get_all([actors[0].address.remote()], names[:1], "starting", config.cluster.start_timeout_s)[0]
     where = [Rendezvous(i, len(actors), host, port, config.cluster.stage_timeout_s) for i in range(len(actors))]
     starts = [actor.start.remote(w) for actor, w in zip(actors, where, strict=True)]
-    places = get_all(starts, names, "starting the learner", config.cluster.start_timeout_s)
+    places = get_all(starts, names, f"starting the {role}", config.cluster.start_timeout_s)
 
     def call(method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
         refs = [actor.call.remote(method, a) for actor, a in zip(actors, args, strict=True)]
-        return get_all(refs, names, f"learner {method}", config.cluster.stage_timeout_s)
+        return get_all(refs, names, f"{role} {method}", config.cluster.stage_timeout_s)
 
     return call, places

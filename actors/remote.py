@@ -20,7 +20,7 @@ from actors.supervisor import get_all
 from rewards.combine import RewardSet
 from rlft.config import Config
 from rlft.config.derived import weight_transport
-from rlft.engines.learner import RankedLearner
+from rlft.engines.learner import Call, RankedCritic, RankedLearner
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.errors import RunError
@@ -40,22 +40,23 @@ def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], dict[str, A
             remove_placement_group(group)  # kills the actors in it
 
 
-def _learner(
-    config: Config, seats: Sequence[Seat], options: dict[str, Any]
-) -> tuple[RankedLearner, dict[str, str], list[Any]]:
-    """The learner, where each of its ranks runs, and their actors."""
-    actors = [LearnerActor.options(**options[s.name]).remote(config, s) for s in seats]  # type: ignore[attr-defined]
+def _trained(
+    config: Config, seats: Sequence[Seat], options: dict[str, Any], role: str = "learner"
+) -> tuple[Call, dict[str, str], list[Any]]:
+    """The way to call the ranks of the learner or the critic, where each runs, and their actors."""
+    kind: Any = LearnerActor
+    actors = [kind.options(**options[s.name]).remote(config, s, role) for s in seats]
     names = [s.name for s in seats]
-    call, places = start_ranks(actors, names, config)
-    return RankedLearner(config, call), dict(zip(names, places, strict=True)), actors
+    call, places = start_ranks(actors, names, config, role)
+    return call, dict(zip(names, places, strict=True)), actors
 
 
 @contextmanager
 def offline_roles(config: Config) -> Iterator[OfflineRoles]:
     """The learner alone."""
     with _placed(config) as (all_seats, options):
-        learner, places, _ = _learner(config, all_seats["learner"], options)
-        yield OfflineRoles(learner, places)
+        call, places, _ = _trained(config, all_seats["learner"], options)
+        yield OfflineRoles(RankedLearner(config, call), places)
 
 
 @contextmanager
@@ -71,10 +72,15 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
         generators, generator_names = start("generator", GeneratorActor)
         workers, worker_names = start("reward_worker", RewardWorker, rewards)
         scorers, scorer_names = start("scorer", ScorerActor)
+        teachers, teacher_names = start("teacher", ScorerActor, "teacher")
         environments, environment_names = start("environment", EnvironmentActor, environment)
-        learner, places, learners = _learner(config, all_seats["learner"], options)
-        everyone = [*generators, *workers, *scorers, *environments]
-        names = [*generator_names, *worker_names, *scorer_names, *environment_names]
+        call, places, learners = _trained(config, all_seats["learner"], options)
+        critic = None
+        if "critic" in all_seats:
+            critic_call, critic_places, _ = _trained(config, all_seats["critic"], options, "critic")
+            critic, places = RankedCritic(config, critic_call), places | critic_places
+        everyone = [*generators, *workers, *scorers, *teachers, *environments]
+        names = [*generator_names, *worker_names, *scorer_names, *teacher_names, *environment_names]
         ready = get_all([actor.ready.remote() for actor in everyone], names, "starting", config.cluster.start_timeout_s)
         limit = config.cluster.stage_timeout_s
         if weight_transport(config) == "collective":
@@ -86,7 +92,9 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
             yield Roles(
                 generator=generator,
                 rewarder=RewarderGroup(workers, worker_names, limit),
-                learner=learner,
+                learner=RankedLearner(config, call),
+                critic=critic,
+                teacher=ScorerGroup(teachers, teacher_names, limit, "teacher") if teachers else None,
                 scorer=ScorerGroup(scorers, scorer_names, limit) if scorers else None,
                 background=True,
                 places=places | dict(zip(names, ready, strict=True)),

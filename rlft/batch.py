@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ from torch import Tensor
 
 from rlft.models.attention import PackedLayout
 from rlft.samples import Group, Sample, Totals
+
+
+class TopTensors(NamedTuple):
+    """A teacher's likeliest tokens in the place of each target."""
+
+    ids: Tensor  # int64 [M, K]
+    logprobs: Tensor  # f32 [M, K]
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,9 @@ class Pack:
     sampler_logprobs: Tensor  # f32 [M]
     old_logprobs: Tensor | None  # f32 [M]
     ref_logprobs: Tensor | None  # f32 [M]
+    values: Tensor | None  # f32 [M], the critic's before its first update
+    returns: Tensor | None  # f32 [M]
+    teacher_top: TopTensors | None
     fresh: Tensor  # bool [M], drawn with the very weights that begin the step that learns from it
 
 
@@ -93,8 +104,22 @@ def make_pack(
         sampler_logprobs=sampler_logprobs,
         old_logprobs=column("old_logprobs"),
         ref_logprobs=column("ref_logprobs"),
+        values=column("values"),
+        returns=column("returns"),
+        teacher_top=_top_tensors(samples, columns, device),
         fresh=to_device([s.weight_versions[at] == version for s, at in zip(samples, columns, strict=True)], torch.bool),
     )
+
+
+def _top_tensors(
+    samples: Sequence[Sample], columns: Sequence[np.ndarray], device: torch.device | str
+) -> TopTensors | None:
+    tops = [(s.teacher_top, at) for s, at in zip(samples, columns, strict=True) if s.teacher_top is not None]
+    if not tops:
+        return None
+    assert len(tops) == len(samples), "some samples have a teacher's distribution and some have none"
+    ids, logprobs = (np.concatenate([getattr(top, name)[at] for top, at in tops]) for name in ("ids", "logprobs"))
+    return TopTensors(torch.from_numpy(ids).to(device, torch.int64), torch.from_numpy(logprobs).to(device))
 
 
 def _lay_out(
@@ -128,12 +153,14 @@ def _trained_positions(sample: Sample) -> np.ndarray:
 
 
 def unpack(groups: Sequence[Group], values: np.ndarray) -> list[list[np.ndarray]]:
-    """Turn one value per target of `make_pack(groups)` back into f32 [T] per sample, 0 where nothing is trained."""
+    """Turn one value (or row of values) per target of `make_pack(groups)` back into f32 [T, ...] per sample, 0 where
+    nothing is trained; float64 stays so."""
+    kind = np.float64 if values.dtype == np.float64 else np.float32
     result, start = [], 0
     for group in groups:
         arrays = []
         for sample in group.samples:
-            full = np.zeros(len(sample.token_ids), dtype=np.float32)
+            full = np.zeros((len(sample.token_ids), *values.shape[1:]), dtype=kind)
             full[sample.loss_mask] = values[start : start + sample.num_trained]
             start += sample.num_trained
             arrays.append(full)
@@ -141,11 +168,14 @@ def unpack(groups: Sequence[Group], values: np.ndarray) -> list[list[np.ndarray]
     return result
 
 
-def plan_micro_batches(groups: Sequence[Group], num_ranks: int, max_tokens: int) -> list[list[list[Group]]]:
+def plan_micro_batches(
+    groups: Sequence[Group], num_ranks: int, max_tokens: int, whole: bool = False
+) -> list[list[list[Group]]]:
     """Deal groups out: [rank][micro-batch] -> groups. Every rank gets the same number of micro-batches (some perhaps
     empty: with ZeRO-3 all ranks must run in step), each about equally many tokens and, where single samples allow it,
-    at most `max_tokens`. A group that is too large is split between its samples."""
-    pieces = sorted((p for g in groups for p in _split_group(g, max_tokens)), key=fed_tokens, reverse=True)
+    at most `max_tokens`. A group that is too large is split between its samples, unless groups must stay `whole`."""
+    split = [[g] if whole else _split_group(g, max_tokens) for g in groups]
+    pieces = sorted((piece for part in split for piece in part), key=fed_tokens, reverse=True)
     total = sum(min(fed_tokens(piece), max_tokens) for piece in pieces)
     per_rank = max(1, -(-total // (num_ranks * max_tokens)))
     while True:

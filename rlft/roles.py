@@ -1,4 +1,4 @@
-"""The four roles that a training loop knows. Loops see only these Protocols: whether a role is an object in this
+"""The roles that a training loop knows. Loops see only these Protocols: whether a role is an object in this
 process or forty actors on a cluster is decided in `actors/launch.py`.
 
 Calls block until their result is there. The two that may take long and should overlap with other work, `generate` and
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rlft.samples import Group, Prompt, SamplingParams, Totals
+from rlft.samples import Group, Prompt, SamplingParams, TopTokens, Totals
 
 Metrics = dict[str, float]
 
@@ -64,6 +64,46 @@ class Scorer(Protocol):
         """Log-prob of each trained token, f32 [T] for each sample of each group, 0 elsewhere."""
         ...
 
+    def load(self, update: Any) -> None:
+        """Become what the learner published: all weights, carried by the update."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write its weights into `folder`."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Go back to what `save` wrote there."""
+        ...
+
+
+class Teacher(Scorer, Protocol):
+    """A stronger model, or one with other knowledge."""
+
+    def top_tokens(self, groups: Sequence[Group], count: int) -> list[list[TopTokens]]:
+        """Its `count` likeliest tokens in the place of each trained token, for each sample of each group."""
+        ...
+
+
+class Critic(Protocol):
+    """Says what a sample will earn from each of its tokens on, and learns to."""
+
+    def values(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """What is expected before each trained token is drawn, f32 [T] for each sample of each group, 0 elsewhere."""
+        ...
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+        """One optimizer step towards the samples' `returns`, each token's loss divided by the number of tokens."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `restore` needs into `folder`."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Go back exactly to what `save` wrote there."""
+        ...
+
 
 class Learner(Protocol):
     """Holds the policy that is trained."""
@@ -72,15 +112,21 @@ class Learner(Protocol):
         """Log-prob of each trained token under the current weights, shaped as in Scorer.logprobs."""
         ...
 
-    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
-        """One optimizer step on these groups, the loss divided by `totals`. `step` sets the learning rate, and is the
-        version of the weights with which the step begins. An update whose loss or gradient is not finite is skipped and
-        counted; RunError after too many in a row. RunError too, before the weights are touched, when the sampler's
-        log-probs of tokens that these very weights made are further off than loop.mismatch_stop."""
+    def entropies(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """Entropy of the distribution that each trained token was drawn from, shaped as in Scorer.logprobs."""
         ...
 
-    def publish(self, version: int, everything: bool = False) -> Any:
-        """The trainable weights (or every weight) as a WeightUpdate, for `Generator.load`."""
+    def update(self, groups: Sequence[Group], totals: Totals, step: int, kl_coef: float | None = None) -> Metrics:
+        """One optimizer step on these groups, the loss divided by `totals`, with this weight of the KL divergence
+        (without one, algorithm.kl_coef). `step` sets the learning rate, and is the version of the weights with which
+        the step begins. An update whose loss or gradient is not finite is skipped and counted; RunError after too many
+        in a row. RunError too, before the weights are touched, when the sampler's log-probs of tokens that these very
+        weights made are further off than loop.mismatch_stop."""
+        ...
+
+    def publish(self, version: int, everything: bool = False, carried: bool = False) -> Any:
+        """The trainable weights (or every weight) as a WeightUpdate, for `Generator.load`. `carried`: with its bytes,
+        whatever way the generators take theirs."""
         ...
 
     def send(self, update: Any) -> None:

@@ -40,6 +40,14 @@ class RewardResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TopTokens:
+    """The likeliest tokens in the place of each token of a sample; all 0 where nothing is trained."""
+
+    ids: np.ndarray  # int32 [T, K]
+    logprobs: np.ndarray  # f32 [T, K]
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One completion, with its prompt in front: T = prompt tokens + completion tokens."""
 
@@ -55,6 +63,11 @@ class Sample:
     advantages: np.ndarray | None = None  # f32 [T]
     old_logprobs: np.ndarray | None = None  # f32 [T], the learner's before its first update on this sample
     ref_logprobs: np.ndarray | None = None  # f32 [T], the reference policy's
+    values: np.ndarray | None = None  # f32 [T], what the critic expects before each token
+    returns: np.ndarray | None = None  # f32 [T], what it should have expected
+    teacher_logprobs: np.ndarray | None = None  # f32 [T], the teacher's of each token
+    teacher_top: TopTokens | None = None  # or its likeliest tokens
+    turn_rewards: np.ndarray | None = None  # f32 [T], on each turn's last token what the environment gave, else NaN
     turns: tuple[Mapping[str, Any], ...] = ()  # with an environment: what was said behind the prompt, as messages
     tool_errors: int = 0  # calls of tools that failed
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlft.errors import WeightSyncError
-from rlft.loops.on_policy import Roles
+from rlft.loops.on_policy import Roles, Underway
 from rlft.loops.rollouts import Progress
 from rlft.samples import Group, Prompt, Sample, SamplingParams, Totals
 from tests.helpers import make_prompt, make_sample
@@ -111,9 +111,20 @@ class FakeScorer:
 
     journal: Journal
 
+    kept: int = 0  # updates of the policy that it is
+
     def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         self.journal.write("reference", sum(len(g.samples) for g in groups))
-        return [[believed(s, 0) - 0.5 * s.loss_mask for s in g.samples] for g in groups]
+        return [[believed(s, self.kept) - 0.5 * s.loss_mask for s in g.samples] for g in groups]
+
+    def load(self, update: FakeUpdate) -> None:
+        self.kept = update.updates
+
+    def save(self, folder: Path) -> None:
+        (folder / "reference").write_text(str(self.kept))
+
+    def restore(self, folder: Path) -> None:
+        self.kept = int((folder / "reference").read_text())
 
 
 @dataclass
@@ -127,7 +138,12 @@ class FakeLearner:
     def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         return [[believed(s, self.updates) for s in g.samples] for g in groups]
 
-    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> dict[str, float]:
+    def entropies(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        return [[np.where(s.loss_mask, s.token_ids, 0).astype(np.float32) for s in g.samples] for g in groups]
+
+    def update(
+        self, groups: Sequence[Group], totals: Totals, step: int, kl_coef: float | None = None
+    ) -> dict[str, float]:
         self.journal.write("update", step)
         self.given.append((list(groups), totals, step))
         self.updates += 1
@@ -136,7 +152,7 @@ class FakeLearner:
             metrics["sampler/logprob_diff_max"] = float(self.updates)
         return metrics
 
-    def publish(self, version: int, everything: bool = False) -> FakeUpdate:
+    def publish(self, version: int, everything: bool = False, carried: bool = False) -> FakeUpdate:
         self.journal.write("publish", version, everything)
         return FakeUpdate(version, self.updates, everything, 100 if everything else 10)
 
@@ -177,15 +193,16 @@ class FakeRun:
     restore_from: Path | None = None
     save_every: int = 0
     save_to: Path | None = None
+    kl_coef: float = 0.0
     logged: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     saved: list[tuple[int, Progress | None]] = field(default_factory=list)
     console: FakeConsole = field(default_factory=FakeConsole)
 
-    def restore(self, learner: Any) -> tuple[int, Progress | None]:
-        if self.restore_from is not None:
-            learner.restore(self.restore_from)
-        return self.step, self.progress
+    def restore(self, learner: Any, others: Sequence[Any] = ()) -> tuple[int, Underway | None]:
+        for part in (learner, *others) if self.restore_from is not None else ():
+            part.restore(self.restore_from)
+        return self.step, None if self.progress is None else Underway(self.progress, self.kl_coef)
 
     def log_step(self, step: int, metrics: Any, clock: Any, num_tokens: int, groups: Sequence[Group] = ()) -> None:
         self.logged.append((step, dict(metrics)))
@@ -196,17 +213,18 @@ class FakeRun:
     def save_is_due(self, step: int) -> bool:
         return bool(self.save_every) and step % self.save_every == 0
 
-    def save(self, step: int, learner: Any, progress: Any = None) -> None:
-        self.saved.append((step, progress(step) if progress else None))
-        if self.save_to is not None:
-            learner.save(self.save_to)
+    def save(self, step: int, learner: Any, loop: Any = None, others: Sequence[Any] = ()) -> None:
+        self.saved.append((step, None if loop is None else loop.rollouts))
+        self.kl_coef = self.kl_coef if loop is None else loop.kl_coef
+        for part in (learner, *others) if self.save_to is not None else ():
+            part.save(self.save_to)
 
 
 def make_roles(background: bool = False, reference: bool = False, **generator: Any) -> tuple[Roles, Journal]:
     """All roles around one journal."""
     journal = Journal()
     roles = Roles(
-        FakeGenerator(journal, **generator), FakeRewarder(journal), FakeLearner(journal),
-        FakeScorer(journal) if reference else None, background,
+        generator=FakeGenerator(journal, **generator), rewarder=FakeRewarder(journal), learner=FakeLearner(journal),
+        scorer=FakeScorer(journal) if reference else None, background=background,
     )  # fmt: skip
     return roles, journal

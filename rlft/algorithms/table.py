@@ -1,68 +1,117 @@
-"""The table of algorithms: a name, a function from what the policy says of a pack to a loss, and what it needs.
+"""From a configuration to a loss: a function from what the policy says of a pack to a number, and what to tell of it.
 
-A new algorithm is a function here (or in a file of its own) and one line in ALGORITHMS.
-"""
+The table of policy losses is here, that of algorithms in rlft.config.algorithm (PRESETS). A new policy loss is a
+function of arrays in policy.py (or in a user's file) and one line in POLICY_LOSSES."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlft.algorithms.divergences import k3_divergence
-from rlft.algorithms.off_policy import importance_ratio, too_far_off, truncated_importance
+from rlft.algorithms.distillation import DISTANCES
+from rlft.algorithms.divergences import DIVERGENCES, importance_weighted, k3_divergence
+from rlft.algorithms.off_policy import importance_ratio, too_far_off, truncated_importance, unlikely_failures
 from rlft.algorithms.policy import (
+    TokenLoss,
+    cispo_loss,
     clipped_policy_loss,
+    reinforce_loss,
+    sapo_loss,
+    sequence_clipped_loss,
+    sum_by_sample,
+    vespo_loss,
 )
+from rlft.algorithms.preference import PREFERENCE_LOSSES
 from rlft.algorithms.statistics import Stats, mean_of
+from rlft.algorithms.users import load_loss
 from rlft.batch import Pack
 from rlft.config.algorithm import AlgorithmConfig, Correction
 from rlft.models.policy import TokenScores
 
 MISMATCH = "sampler/logprob_diff_mean"  # between sampler and learner under the same weights: limits are set to it
 
-Loss = Callable[[TokenScores, Pack], tuple[Tensor, Stats]]
+Loss = Callable[[TokenScores, Pack, float], tuple[Tensor, Stats]]  # scores, pack, kl_coef -> sum, statistics
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """What an algorithm is to a loop: whether it learns from its own samples, and its loss."""
+class Tokens(NamedTuple):
+    """What a policy loss is made of, [M] each; see rlft.algorithms.policy."""
 
-    on_policy: bool
-    make_loss: Callable[[AlgorithmConfig, Correction], Loss]
+    logprobs: Tensor
+    old_logprobs: Tensor  # what the ratio is taken to
+    advantages: Tensor
+    sample_of: Tensor
 
 
-def grpo(settings: AlgorithmConfig, correction: Correction) -> Loss:
-    """GRPO's loss for a pack: clipped surrogate * off-policy weight + kl_coef * k3, each token weighted as the pack
-    says. Without old log-probs (one update per rollout) the learner's own, detached, stand in, so that the ratio is
-    1. With correction "clip" the sampler is the old policy and there are no weights."""
+POLICY_LOSSES: dict[str, Callable[[Tokens, AlgorithmConfig], TokenLoss]] = {
+    "clip": lambda t, s: clipped_policy_loss(*t[:3], s.clip_low, s.clip_high, s.dual_clip, s.ratio_cap),
+    "sequence_clip": lambda t, s: sequence_clipped_loss(*t, s.clip_low, s.clip_high),
+    "sample_clip": lambda t, s: sequence_clipped_loss(*t, s.clip_low, s.clip_high, mean=False),
+    "cispo": lambda t, s: cispo_loss(*t[:3], s.ratio_cap or float("inf")),
+    "sapo": lambda t, s: sapo_loss(*t[:3]),
+    "vespo": lambda t, s: vespo_loss(*t),
+    "reinforce": lambda t, s: reinforce_loss(t.logprobs, t.advantages),
+}
 
-    def loss(scores: TokenScores, pack: Pack) -> tuple[Tensor, Stats]:
+
+def make_loss(settings: AlgorithmConfig, correction: Correction) -> Loss:
+    """The loss of a configuration. Raises UserError when it names a function that cannot be found."""
+    if settings.type == "sft":
+        return sft
+    if settings.policy_loss == "preference":
+        return preference(settings)
+    return policy_gradient(settings, correction)
+
+
+def policy_gradient(settings: AlgorithmConfig, correction: Correction) -> Loss:
+    """Policy loss * off-policy weight + kl_coef * divergence - entropy_coef * entropy + teacher_coef * distance to the
+    teacher, each token weighted as the pack says.
+
+    Without old log-probs (one update per rollout) the learner's own, detached, stand in, so that the ratio is 1. With
+    correction "clip" the sampler is the old policy and there are no weights.
+    """
+    users = load_loss(settings.type) if ":" in settings.type else None
+    policy_loss = POLICY_LOSSES[settings.policy_loss]
+    kl_in_loss = settings.kl_in == "loss"
+
+    def loss(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
         logprobs = scores.logprobs
         old = logprobs.detach() if pack.old_logprobs is None else pack.old_logprobs
         behind = pack.sampler_logprobs if correction == "clip" else old  # what the ratio is taken to
-        policy = clipped_policy_loss(logprobs, behind, pack.advantages, settings.clip_low, settings.clip_high)
-        weights, weight_stats = off_policy_weights(old, pack, settings, correction)
+        tokens = Tokens(logprobs, behind, pack.advantages, pack.sample_of)
+        policy = policy_loss(tokens, settings) if users is None else users(tokens, scores, pack)
+        weights, weight_stats = off_policy_weights(tokens, old, pack, settings, correction)
         per_token = policy.per_token * weights
         stats: Stats = {
             "policy/clip_fraction": mean_of(policy.clipped),
             "policy/entropy": mean_of(scores.entropy),
+            "policy/kl_old": mean_of(k3_divergence(logprobs.detach(), behind)),
             **sampler_stats(old, pack),
             **weight_stats,
         }
-        if pack.ref_logprobs is not None:
-            kl = k3_divergence(logprobs, pack.ref_logprobs)
-            per_token = per_token + settings.kl_coef * kl
+        if pack.ref_logprobs is not None and kl_in_loss:
+            kl = DIVERGENCES[settings.kl_estimator](logprobs, pack.ref_logprobs)
+            kl = importance_weighted(kl, logprobs, behind) if settings.kl_unbiased else kl
+            per_token = per_token + kl_coef * kl
             stats["policy/kl"] = mean_of(kl)
+        if settings.entropy_coef:
+            per_token = per_token - settings.entropy_coef * scores.entropy
+        if pack.teacher_top is not None and settings.teacher_signal != "sampled":
+            assert scores.at_teacher is not None
+            distance = DISTANCES[settings.teacher_signal](
+                scores.at_teacher, pack.teacher_top.logprobs, settings.teacher_mix
+            )
+            per_token = per_token + settings.teacher_coef * distance
+            stats["teacher/distance"] = mean_of(distance)
         return (per_token * pack.weights).sum(), stats
 
     return loss
 
 
 def off_policy_weights(
-    old: Tensor, pack: Pack, settings: AlgorithmConfig, correction: Correction
+    tokens: Tokens, old: Tensor, pack: Pack, settings: AlgorithmConfig, correction: Correction
 ) -> tuple[Tensor, Stats]:
     """Weight of each token's policy loss [M] for the gap between learner and sampler, and what to say of the weights.
     A whole sample's ratio needs no other pack, because samples are never split between packs."""
@@ -76,6 +125,11 @@ def off_policy_weights(
         masked = too_far_off(old, pack.sampler_logprobs, settings.off_policy_mask)
         weights = weights * ~masked
         stats["sampler/masked"] = mean_of(masked)
+    if settings.off_policy_sample_mask is not None:
+        bound = settings.off_policy_sample_mask
+        masked = unlikely_failures(tokens.logprobs, pack.sampler_logprobs, pack.advantages, pack.sample_of, bound)
+        weights = weights * ~masked
+        stats["sampler/samples_masked"] = mean_of(masked)
     return weights, stats
 
 
@@ -95,17 +149,42 @@ def sampler_stats(old: Tensor, pack: Pack) -> Stats:
     return stats
 
 
-def sft(settings: AlgorithmConfig, correction: Correction) -> Loss:
-    """Supervised fine-tuning: the negative log-likelihood of each trained token."""
+def preference(settings: AlgorithmConfig) -> Loss:
+    """A preference loss between the two samples of each pair, mean over pairs. Pairs lie one behind the other in a
+    pack; the advantage, 1 or -1 on all tokens, tells the chosen from the rejected."""
+    pair_loss, per_token = PREFERENCE_LOSSES[settings.preference_loss], settings.preference_loss == "ipo"
 
-    def loss(scores: TokenScores, pack: Pack) -> tuple[Tensor, Stats]:
-        nll = -scores.logprobs
-        return (nll * pack.weights).sum(), {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}
+    def loss(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
+        logprobs, old = scores.logprobs, scores.logprobs.detach()
+        old = old if pack.old_logprobs is None else pack.old_logprobs
+        if not len(pack.sample_of) or not bool(pack.advantages.any()):  # a rank without work of its own
+            return logprobs.sum() * 0.0, {}
+        assert pack.ref_logprobs is not None, "preference losses need a reference"
+        first = torch.unique_consecutive(pack.sample_of, return_inverse=True)[1]  # samples numbered without gaps
+        starts = torch.nonzero(torch.diff(first, prepend=first.new_tensor([-1])))[:, 0]
+        ratios = sum_by_sample(logprobs - pack.ref_logprobs, first)[starts]
+        if per_token:
+            ratios = ratios / sum_by_sample(torch.ones_like(logprobs), first)[starts]
+        pairs, signs = ratios.view(-1, 2), pack.advantages[starts].view(-1, 2)
+        assert bool((signs.sum(1) == 0).all()), "a pair is a chosen and a rejected sample"
+        chosen = torch.where(signs[:, 0] > 0, pairs[:, 0], pairs[:, 1])
+        rejected = torch.where(signs[:, 0] > 0, pairs[:, 1], pairs[:, 0])
+        shares = sum_by_sample(pack.weights, first)[starts].view(-1, 2).sum(1)  # 1 / number of pairs in the update
+        beta = settings.preference_beta
+        stats: Stats = {
+            "policy/entropy": mean_of(scores.entropy),
+            "preference/accuracy": mean_of(chosen > rejected),
+            "preference/margin": mean_of(beta * (chosen - rejected)),
+            "preference/chosen": mean_of(beta * chosen),
+            "preference/rejected": mean_of(beta * rejected),
+            **sampler_stats(old, pack),
+        }
+        return (pair_loss(chosen, rejected, beta) * shares).sum(), stats
 
     return loss
 
 
-ALGORITHMS: dict[str, Algorithm] = {
-    "grpo": Algorithm(on_policy=True, make_loss=grpo),
-    "sft": Algorithm(on_policy=False, make_loss=sft),
-}
+def sft(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
+    """Supervised fine-tuning: the negative log-likelihood of each trained token."""
+    nll = -scores.logprobs
+    return (nll * pack.weights).sum(), {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}

@@ -19,8 +19,9 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     plain = (values - returns) ** 2
     if clip is None:
         return TokenLoss(0.5 * plain, torch.zeros_like(plain, dtype=torch.bool))
-    bounded = (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2
-    return TokenLoss(0.5 * torch.maximum(plain, bounded), bounded > plain)
+    moved = values - old_values
+    bounded = (old_values + moved.clamp(-clip, clip) - returns) ** 2
+    return TokenLoss(0.5 * torch.maximum(plain, bounded), (moved.abs() > clip) & (bounded > plain))
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -1,37 +1,130 @@
-"""algorithm: what is optimised."""
+"""algorithm: what is optimised. PRESETS is the table of algorithms: what each sets of the keys below."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
 from rlft.config.base import Section
 
-Correction = Literal[
-    "clip", "token", "sequence", "none"
-]  # what off_policy_correction comes to: see rlft.config.derived
+# What off_policy_correction comes to: see rlft.config.derived.
+Correction = Literal["clip", "token", "sequence", "none"]
+Advantage = Literal["group", "leave_one_out", "batch", "batch_baseline", "gae", "accepted", "pairs", "none"]
+PolicyLoss = Literal["clip", "sequence_clip", "sample_clip", "cispo", "sapo", "vespo", "reinforce", "preference"]
+
+_GSPO = {"policy_loss": "sequence_clip", "clip_low": 3e-4, "clip_high": 4e-4}
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"advantage_scale": "none", "loss_average": "max_length"},
+    "bnpo": {"loss_average": "token"},
+    "dapo": {"clip_high": 0.28, "loss_average": "token", "replace_flat_groups": 64},
+    "gspo": {**_GSPO, "loss_average": "sequence"},
+    "luspo": {**_GSPO, "loss_average": "sample_sum"},
+    "cispo": {"policy_loss": "cispo", "ratio_cap": 5.0},
+    "sapo": {"policy_loss": "sapo", "loss_average": "sequence"},
+    "vespo": {"policy_loss": "vespo"},
+    "rloo": {
+        "advantage": "leave_one_out", "advantage_scale": "none", "policy_loss": "sample_clip",
+        "loss_average": "sequence", "kl_in": "reward", "kl_estimator": "k1",
+    },
+    "reinforce": {"advantage": "batch", "advantage_scale": "batch", "policy_loss": "reinforce", "group_size": 1},
+    "reinforce_pp": {
+        "advantage": "batch", "advantage_scale": "batch", "group_size": 1, "kl_in": "reward", "kl_estimator": "k1",
+    },
+    "reinforce_pp_baseline": {"advantage": "batch_baseline", "advantage_scale": "batch", "kl_estimator": "k2"},
+    "ppo": {
+        "advantage": "gae", "advantage_scale": "batch", "group_size": 1, "kl_in": "reward", "kl_estimator": "k1",
+        "num_minibatches": 4,
+    },
+    "rft": {"advantage": "accepted", "advantage_scale": "none", "policy_loss": "reinforce"},
+    "online_dpo": {"advantage": "pairs", "advantage_scale": "none", "policy_loss": "preference"},
+    "distill": {"advantage": "none", "advantage_scale": "none", "teacher_coef": 1.0, "group_size": 1},
+    "sft": {},
+}  # fmt: skip
 
 
 class AlgorithmConfig(Section):
-    """algorithm: what is optimised."""
+    """algorithm: what is optimised. `type` sets the keys that make it that algorithm; a key given beside it wins."""
 
-    type: Literal["grpo", "sft"] = "grpo"
-    """`grpo`: group relative policy optimization (Shao et al. 2024, arXiv:2402.03300). `sft`: supervised
-    fine-tuning."""
+    type: str = "grpo"
+    """`grpo` (Shao et al. 2024), `dr_grpo`, `bnpo`, `dapo`, `gspo`, `luspo`, `cispo`, `sapo`, `vespo`: groups of
+    samples compared with each other. `rloo`, `reinforce`, `reinforce_pp`, `reinforce_pp_baseline`: REINFORCE with
+    baselines. `ppo`: with a critic. `rft`: sample, keep what the reward accepts, imitate it. `online_dpo`: pairs of the
+    best and the worst of a group. `distill`: a teacher scores what the student says. `sft`: supervised, no samples. Or
+    a policy loss of your own, `my_file.py:my_loss`."""
     group_size: int = Field(default=8, ge=1)
-    """Samples per prompt. GRPO compares them with each other, so it needs at least 2."""
-    kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the reference policy (the k3 estimator). Above 0 a scorer is started."""
+    """Samples per prompt. What compares them with each other needs at least 2."""
+    advantage: Advantage = "group"
+    """How rewards become advantages. `group`: less the group's mean. `leave_one_out`: less the mean of the others.
+    `batch`: whitened over all tokens of the step. `batch_baseline`: the group's mean goes first. `gae`: a critic's
+    estimates. `accepted`: 1 from accept_reward on, the rest is left out. `pairs`: the best and the worst of each group.
+    `none`: the reward is only reported, as with a teacher alone."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Divide by the standard deviation of the group's rewards, the batch's, or not at all."""
+    turn_credit: bool = False
+    """A token earns what its own turn and later ones were given, not what came before. For environments that reward
+    turns."""
+    accept_reward: float = 1.0
+    """For `accepted`: the least reward of a sample that is imitated."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount of rewards from one token to the one before. For `gae` and `batch`."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """For `gae`: 1 trusts the rewards alone (unbiased), less trusts the critic (less variance)."""
+    whiten_rewards: bool = False
+    """For `gae`: divide all tokens' rewards by their standard deviation."""
+    policy_loss: PolicyLoss = "clip"
+    """`clip`: PPO's clipped surrogate. `sequence_clip`: with the geometric mean of a sample's ratios (GSPO).
+    `sample_clip`: with their product (RLOO). `cispo`, `sapo`, `vespo`: as their papers say. `reinforce`: -advantage *
+    log-prob. `preference`: preference_loss between the two samples of a pair."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The importance ratio is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, gt=0)
     """The importance ratio is clipped above at 1 + clip_high."""
-    advantage_scale: Literal["group", "batch", "none"] = "group"
-    """Divide the advantages by the standard deviation of the group's rewards, the batch's, or not at all."""
-    loss_average: Literal["sequence", "token", "max_length"] = "token"
+    dual_clip: float | None = Field(default=None, gt=1)
+    """For `clip`: with a negative advantage the loss is at most this times its size. Usual: 3."""
+    ratio_cap: float | None = Field(default=None, gt=1)
+    """For `cispo` the ratio's upper bound; for `clip` that of the unclipped term, where advantages are negative."""
+    loss_average: Literal["sequence", "token", "max_length", "sample_sum"] = "token"
     """`token`: every token weighs the same (DAPO). `sequence`: every sample weighs the same (GRPO's paper).
-    `max_length`: sum over tokens / max_new_tokens, mean over samples (Dr. GRPO)."""
+    `max_length`: sum over tokens / max_new_tokens, mean over samples (Dr. GRPO). `sample_sum`: sum over tokens, mean
+    over samples."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the reference policy. Above 0 a scorer is started."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the divergence goes: a term of the loss, or taken off each token's reward."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Schulman's estimators of a token's KL. In the loss k3 or k2 (k1's gradient is zero on average), in the reward
+    usually k1."""
+    kl_unbiased: bool = False
+    """In the loss: weigh each token's divergence by its importance ratio, for an unbiased gradient off policy."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Adapt kl_coef so that a sample's KL (sum over its tokens) stays near this (Ziegler et al. 2019). Empty: fixed."""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """Samples over which kl_coef adapts by about a fifth."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of a bonus on the entropy of each trained token's distribution."""
+    entropy_share: float | None = Field(default=None, gt=0, lt=1)
+    """Learn only from this share of tokens, those of highest entropy (0.2 in its paper). Empty: from all."""
+    preference_loss: Literal[
+        "dpo", "robust", "hinge", "ipo", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop"
+    ] = "dpo"
+    """For `preference`: see rlft.algorithms.preference."""
+    preference_beta: float = Field(default=0.1, gt=0)
+    """For `preference`: how strongly the policy is held to the reference."""
+    reference_every: int = Field(default=0, ge=0)
+    """Every so many steps the reference becomes what the policy is then (iterative DPO). 0: it stays what it was."""
+    teacher_coef: float = Field(default=0.0, ge=0)
+    """Weight of the teacher's signal beside that of the rewards. Above 0 a teacher is started."""
+    teacher_signal: Literal["sampled", "reverse_kl", "forward_kl", "js"] = "sampled"
+    """`sampled`: each token's advantage is what the teacher's log-prob of it is above the student's. The others are
+    losses on the distribution: KL(student || teacher), KL(teacher || student), or the Jensen-Shannon divergence of the
+    two, over the teacher's teacher_top_k likeliest tokens and all others as one."""
+    teacher_top_k: int = Field(default=64, ge=1)
+    """For distributions: how many of the teacher's tokens travel."""
+    teacher_mix: float = Field(default=0.5, gt=0, lt=1)
+    """For `js`: the teacher's share in the mixture of both."""
     skip_flat_groups: bool = True
     """Leave out groups whose rewards are all equal: their advantage is 0. The averages still count their tokens, so
     with kl_coef 0 the update is the same and only time is saved."""
@@ -53,3 +146,18 @@ class AlgorithmConfig(Section):
     off_policy_mask: float | None = Field(default=None, gt=1)
     """Leave tokens out of the policy loss whose own ratio is above this or below 1 / this, for instance 5. The averages
     still count them. Works with every correction. Empty: none is left out."""
+    off_policy_sample_mask: float | None = Field(default=None, gt=0)
+    """Leave out samples with a negative advantage that the policy has moved away from by more than this, in mean
+    log-prob a token (DeepSeek-V3.2). Empty: none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        """The keys of the algorithm that is named, under those that are given."""
+        if not isinstance(given, dict):
+            return given
+        return {**PRESETS.get(str(given.get("type", "grpo")), {}), **given}
+
+    def default_of(self, name: str, field: FieldInfo) -> Any:
+        """See Section: the algorithm's own, where it has one."""
+        return PRESETS.get(self.type, {}).get(name, super().default_of(name, field))

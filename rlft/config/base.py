@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
     """A section of the configuration: unknown keys are errors, values are not changed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def default_of(self, name: str, field: FieldInfo) -> Any:
+        """What a key is where nobody sets it."""
+        return field.get_default(call_default_factory=True)
 
 
 class Actors(Section):

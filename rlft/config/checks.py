@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from rlft.config.derived import generator_engine, mismatch_stop, shares_gpus, zero_stage
+from rlft.config.checks_algorithm import ALGORITHM_CHECKS
+from rlft.config.derived import draws, generator_engine, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
@@ -91,18 +92,17 @@ def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
         )
 
 
-def check_grpo(config: Config, given: Given) -> Iterator[Problem]:
-    """A group large enough to compare samples in."""
-    algorithm = config.algorithm
-    if algorithm.type == "grpo" and given.purpose == "train" and algorithm.group_size < 2:
-        yield Problem(
-            "algorithm.group_size", "1 sample has nothing to be compared with; GRPO needs at least 2, usually 4 to 16"
-        )
+def check_algorithm(config: Config, given: Given) -> Iterator[Problem]:
+    """What learns from samples of its own, when it is to learn."""
+    if config.algorithm.type != "sft" and given.purpose == "train":
+        for check in ALGORITHM_CHECKS:
+            yield from check(config)
 
 
 def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
     """At least one reward function where samples are scored."""
-    needed = config.algorithm.type == "grpo" or given.purpose == "evaluate"
+    learns = config.algorithm.type != "sft" and config.algorithm.advantage != "none"
+    needed = learns or given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(
             "rewards.functions",
@@ -166,21 +166,23 @@ def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
         )
 
 
-def check_learner(config: Config, _: Given) -> Iterator[Problem]:
-    """A warm-up that ends, master weights for bfloat16, and decay rates below 1."""
-    learner, steps = config.learner, config.loop.steps
-    if learner.warmup_steps >= steps:
-        yield Problem(
-            "learner.warmup_steps", f"{learner.warmup_steps} never ends in a run of loop.steps {steps}; expected fewer"
-        )
-    if config.model.dtype == "bfloat16" and learner.zero_stage == 0:
-        yield Problem(
-            "learner.zero_stage",
-            "0 keeps no float32 master weights for model.dtype bfloat16; expected 1, 2 or 3, or leave it out",
-        )
-    for index, beta in enumerate(learner.betas):
-        if not 0 <= beta < 1:
-            yield Problem(f"learner.betas.{index}", f"found {beta}, expected at least 0 and below 1")
+def check_trained(config: Config, _: Given) -> Iterator[Problem]:
+    """For learner and critic: a warm-up that ends, master weights for bfloat16, and decay rates below 1."""
+    steps = config.loop.steps
+    for name, trained in (("learner", config.learner), ("critic", config.critic)):
+        if trained.warmup_steps >= steps:
+            yield Problem(
+                f"{name}.warmup_steps",
+                f"{trained.warmup_steps} never ends in a run of loop.steps {steps}; expected fewer",
+            )
+        if config.model.dtype == "bfloat16" and trained.zero_stage == 0:
+            yield Problem(
+                f"{name}.zero_stage",
+                "0 keeps no float32 master weights for model.dtype bfloat16; expected 1, 2 or 3, or leave it out",
+            )
+        for index, beta in enumerate(trained.betas):
+            if not 0 <= beta < 1:
+                yield Problem(f"{name}.betas.{index}", f"found {beta}, expected at least 0 and below 1")
 
 
 def check_mismatch(config: Config, _: Given) -> Iterator[Problem]:
@@ -201,7 +203,9 @@ def check_inline(config: Config, _: Given) -> Iterator[Problem]:
         "generator.num_actors": config.generator.num_actors,
         "rewards.num_actors": config.rewards.num_actors,
         "scorer.num_actors": config.scorer.num_actors,
+        "teacher.num_actors": config.teacher.num_actors,
         "learner.num_ranks": config.learner.num_ranks,
+        "critic.num_ranks": config.critic.num_ranks,
     }
     for key, count in counts.items():
         if count > 1:
@@ -250,14 +254,14 @@ def check_transport(config: Config, given: Given) -> Iterator[Problem]:
     if choice in ("auto", "memory") or config.algorithm.type == "sft" or given.purpose == "evaluate":
         return
     ipc, gpus = choice == "ipc", {config.learner.gpus > 0, config.generator.gpus > 0}
-    shared = shares_gpus(config) and gpus == {True}
+    shared, stage = shares_gpus(config) and gpus == {True}, zero_stage(config.learner, config.model.dtype)
     reasons = (
         (config.model.adapter is not None, "brings whole weights, but model.adapter is set"),
         (
             ipc and not shared,
             "needs learner and generators on the same GPUs (cluster.layout colocated, gpus 1 for both)",
         ),
-        (ipc and zero_stage(config) == 3, "maps whole tensors, of which there are none with learner.zero_stage 3"),
+        (ipc and stage == 3, "maps whole tensors, of which there are none with learner.zero_stage 3"),
         (not ipc and config.cluster.mode == "inline", "is between processes, and cluster.mode inline is one"),
         (not ipc and len(gpus) == 2, "is between GPUs or between CPUs; only one of learner and generator has GPUs"),
         (not ipc and shared, "uses NCCL, which refuses two processes on one GPU (cluster.layout colocated)"),
@@ -300,12 +304,12 @@ CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
     check_model,
     check_tiny,
     check_data,
-    check_grpo,
+    check_algorithm,
     check_rewards,
     check_minibatches,
     check_sampling,
     check_evaluation,
-    check_learner,
+    check_trained,
     check_mismatch,
     check_inline,
     check_environment,

@@ -4,26 +4,68 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from rlft.config.algorithm import Correction
+from rlft.config.algorithm import AlgorithmConfig, Correction
+from rlft.config.roles import TrainedConfig
 from rlft.config.schema import Config
 
 
-def zero_stage(config: Config) -> int:
+def zero_stage(trained: TrainedConfig, dtype: str) -> int:
     """DeepSpeed's ZeRO stage: as configured, otherwise 0 for one float32 rank (least overhead) and 2 for the rest."""
-    if config.learner.zero_stage is not None:
-        return config.learner.zero_stage
-    return 0 if config.learner.num_ranks == 1 and config.model.dtype == "float32" else 2
+    if trained.zero_stage is not None:
+        return trained.zero_stage
+    return 0 if trained.num_ranks == 1 and dtype == "float32" else 2
 
 
 def off_policy_correction(config: Config) -> Correction:
     """What the loss does about the gap between the sampler's and the learner's distribution. Stale samples need a bound
-    on how far a token may move from what drew it: weights alone do not keep the policy from running away."""
-    choice = config.algorithm.off_policy_correction
+    on how far a token may move from what drew it: weights alone do not keep the policy from running away. What imitates
+    chosen samples, or compares two, does not ask who drew them."""
+    choice, algorithm = config.algorithm.off_policy_correction, config.algorithm
     if choice != "auto":
         return choice
+    if algorithm.policy_loss == "preference" or algorithm.advantage == "accepted":
+        return "none"
     if config.loop.max_staleness > 0:
-        return "clip"
+        return "clip" if has_ratio(algorithm) else "token"
     return "token" if generator_engine(config) != "transformers" else "none"
+
+
+def has_ratio(algorithm: AlgorithmConfig) -> bool:
+    """Whether the policy loss compares the policy with an older one."""
+    return ":" in algorithm.type or algorithm.policy_loss not in ("reinforce", "preference")
+
+
+def flat_is_useless(algorithm: AlgorithmConfig) -> bool:
+    """Whether a group whose rewards are all equal cannot teach anything: samples are compared with each other alone,
+    and by nothing but their rewards."""
+    in_reward = algorithm.kl_in == "reward" and algorithm.kl_coef > 0
+    compared = algorithm.advantage in ("group", "leave_one_out", "pairs")
+    return compared and not (in_reward or algorithm.turn_credit or algorithm.teacher_coef)
+
+
+def uses_reference(config: Config) -> bool:
+    """Whether a scorer with the reference policy is started."""
+    return draws(config) and (config.algorithm.kl_coef > 0 or config.algorithm.policy_loss == "preference")
+
+
+def uses_teacher(config: Config) -> bool:
+    """Whether a teacher is started."""
+    return draws(config) and config.algorithm.teacher_coef > 0
+
+
+def uses_critic(config: Config) -> bool:
+    """Whether a critic is started."""
+    return draws(config) and config.algorithm.advantage == "gae"
+
+
+def draws(config: Config) -> bool:
+    """Whether the run learns from samples of its own."""
+    return config.algorithm.type != "sft"
+
+
+def environment_weight(config: Config) -> float | None:
+    """The factor of the environment's reward, None without one."""
+    return None if config.environment is None else config.environment.reward_weight
 
 
 def longest_completion(config: Config) -> int:
@@ -37,6 +79,12 @@ def generator_engine(config: Config) -> str:
     if config.generator.engine != "auto":
         return config.generator.engine
     return "vllm" if config.generator.gpus > 0 and find_spec("vllm") is not None else "transformers"
+
+
+def window(config: Config, model_window: int) -> int:
+    """Longest sequence, prompt and completion, in tokens: the model's, or less where vLLM is told so."""
+    given = config.generator.engine_args.get("max_model_len") if generator_engine(config) == "vllm" else None
+    return min(model_window, given) if isinstance(given, int) and given > 0 else model_window
 
 
 def in_flight(config: Config) -> bool:
@@ -58,7 +106,9 @@ def weight_transport(config: Config) -> str:
     if config.model.adapter is not None or not on_gpus:
         return "memory"  # an adapter is small, and vLLM takes it from a folder
     if shares_gpus(config):
-        return "memory" if zero_stage(config) == 3 else "ipc"  # sharded, there are no whole tensors to map
+        return (
+            "memory" if zero_stage(config.learner, config.model.dtype) == 3 else "ipc"
+        )  # sharded, there are no whole tensors to map
     return "collective" if config.learner.gpus >= 1 and config.generator.gpus >= 1 else "memory"
 
 
@@ -68,12 +118,11 @@ def steps_ahead(config: Config) -> int:
     return (config.loop.max_staleness + 1) // 2 if in_flight(config) else config.loop.max_staleness
 
 
-def learning_rate(config: Config, step: int) -> float:
+def learning_rate(learner: TrainedConfig, steps: int, step: int) -> float:
     """Learning rate of 0-based `step`: linear warm-up from 0, then constant, linear or cosine down to min_lr_ratio * lr
     at the last step."""
     import math
 
-    learner, steps = config.learner, config.loop.steps
     if step < learner.warmup_steps:
         return learner.lr * (step + 1) / (learner.warmup_steps + 1)
     if learner.schedule == "constant":

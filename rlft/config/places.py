@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlft.config.derived import uses_critic, uses_reference, uses_teacher
 from rlft.config.problems import Problem, near_files
 from rlft.config.schema import Config
 
@@ -71,8 +72,12 @@ def _gpus_by_role(config: Config) -> dict[str, float]:
         wanted["rewards.gpus"] = rewards.num_actors * rewards.gpus
         if config.environment is not None:
             wanted["environment.gpus"] = config.environment.num_actors * config.environment.gpus
-        if config.algorithm.kl_coef > 0:
+        if uses_reference(config):
             wanted["scorer.gpus"] = scorer.num_actors * scorer.gpus
+        if uses_teacher(config):
+            wanted["teacher.gpus"] = config.teacher.num_actors * config.teacher.gpus
+        if uses_critic(config):
+            wanted["critic.gpus"] = config.critic.num_ranks * config.critic.gpus
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""generator, rewards, scorer and learner: the four roles."""
+"""generator, rewards, scorer, teacher, learner and critic: the roles."""
 
 from __future__ import annotations
 
@@ -58,11 +58,18 @@ class RewardsConfig(Actors):
 
 
 class ScorerConfig(Actors):
-    """scorer: the frozen reference policy, started only when algorithm.kl_coef is above 0."""
+    """scorer: the frozen reference policy, started only where something is compared with it."""
 
 
-class LearnerConfig(Section):
-    """learner: DeepSpeed ranks that train the policy."""
+class TeacherConfig(Actors):
+    """teacher: the model that algorithm.teacher_coef above 0 learns from. It has the student's vocabulary."""
+
+    path: str | None = None
+    """A Hugging Face model: a folder, or a name on the Hub."""
+
+
+class TrainedConfig(Section):
+    """DeepSpeed ranks that train a model."""
 
     num_ranks: int = Field(default=1, ge=1)
     """Data-parallel DeepSpeed ranks."""
@@ -93,9 +100,27 @@ class LearnerConfig(Section):
     """Gradients are scaled down to this global norm."""
     tokens_per_micro_batch: int = Field(default=8192, ge=1)
     """Token budget of one forward and backward pass on a rank."""
-    tokens_per_logit_chunk: int = Field(default=2048, ge=1)
-    """Logits are made for so many tokens at a time, so memory does not grow with batch x vocabulary."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     max_skipped_updates: int = Field(default=5, ge=0)
     """Updates in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+
+
+class LearnerConfig(TrainedConfig):
+    """learner: DeepSpeed ranks that train the policy."""
+
+    tokens_per_logit_chunk: int = Field(default=2048, ge=1)
+    """Logits are made for so many tokens at a time, so memory does not grow with batch x vocabulary."""
+
+
+class CriticConfig(TrainedConfig):
+    """critic: DeepSpeed ranks that train a value model, started only where algorithm.advantage is gae."""
+
+    path: str | None = None
+    """The model whose body it begins with. Empty: the policy's. The head begins with zeros."""
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """In an update it may move so far from what it said before. Empty: as far as the gradient goes."""
+    alone_steps: int = Field(default=0, ge=0)
+    """First steps in which only the critic learns, so that the policy is not led by one that knows nothing."""

@@ -7,7 +7,7 @@ from rlft.config.base import Section
 from rlft.config.data import DataConfig, EvaluationConfig
 from rlft.config.environment import EnvironmentConfig
 from rlft.config.model import ModelConfig
-from rlft.config.roles import GeneratorConfig, LearnerConfig, RewardsConfig, ScorerConfig
+from rlft.config.roles import CriticConfig, GeneratorConfig, LearnerConfig, RewardsConfig, ScorerConfig, TeacherConfig
 from rlft.config.run import ClusterConfig, LoopConfig, RunConfig, TrackingConfig
 
 
@@ -22,7 +22,9 @@ class Config(Section):
     environment: EnvironmentConfig | None = None
     rewards: RewardsConfig = RewardsConfig()
     scorer: ScorerConfig = ScorerConfig()
+    teacher: TeacherConfig = TeacherConfig()
     learner: LearnerConfig = LearnerConfig()
+    critic: CriticConfig = CriticConfig()
     loop: LoopConfig = LoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -5,23 +5,16 @@ A key that is set to its default is left alone, so that a complete dump of a con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from typing import Any
 
+from rlft.config.algorithm import AlgorithmConfig
 from rlft.config.base import Section
-from rlft.config.derived import generator_engine, off_policy_correction
+from rlft.config.derived import generator_engine
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
-
-
-class Rule(NamedTuple):
-    """When `applies`, the `keys` (patterns) have no effect."""
-
-    applies: Callable[[Config], bool]
-    keys: tuple[str, ...]
-    because: str
-
+from rlft.config.unused_algorithm import ALGORITHM_RULES, Rule
 
 # The first rule that names a key explains it.
 RULES = (
@@ -33,15 +26,9 @@ RULES = (
             "rewards.*",
             "scorer.*",
             "evaluation.*",
-            "algorithm.group_size",
-            "algorithm.kl_coef",
-            "algorithm.clip_*",
-            "algorithm.advantage_scale",
-            "algorithm.skip_flat_groups",
-            "algorithm.replace_flat_groups",
-            "algorithm.num_epochs",
-            "algorithm.num_minibatches",
-            "algorithm.off_policy_*",
+            "teacher.*",
+            "critic.*",
+            *(f"algorithm.{name}" for name in AlgorithmConfig.model_fields if name not in ("type", "loss_average")),
             "loop.max_staleness",
             "loop.in_flight",
             "cluster.layout",
@@ -57,20 +44,11 @@ RULES = (
         ("data.completion_column",),
         "algorithm.type is not sft, so completions are drawn and not read",
     ),
-    Rule(
-        lambda config: config.algorithm.kl_coef == 0,
-        ("scorer.*",),
-        "algorithm.kl_coef is 0, so no scorer is started",
-    ),
+    *ALGORITHM_RULES,
     Rule(
         lambda config: config.evaluation.path is None,
         ("evaluation.*",),
         "evaluation.path is empty, so nothing is evaluated",
-    ),
-    Rule(
-        lambda config: config.algorithm.off_policy_correction == "none" or off_policy_correction(config) == "clip",
-        ("algorithm.off_policy_cap",),
-        "algorithm.off_policy_correction is none or clip (auto is clip with loop.max_staleness above 0)",
     ),
     Rule(
         lambda config: config.loop.max_staleness == 0,
@@ -114,6 +92,6 @@ def changed_keys(section: Section, prefix: str = "") -> list[str]:
         value: Any = getattr(section, name)
         if isinstance(value, Section):
             changed += changed_keys(value, f"{prefix}{name}.")
-        elif field.is_required() or value != field.get_default(call_default_factory=True):
+        elif field.is_required() or value != section.default_of(name, field):
             changed.append(prefix + name)
     return changed

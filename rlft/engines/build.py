@@ -9,7 +9,7 @@ from typing import Protocol
 from rlft.config import Config
 from rlft.config.derived import generator_engine
 from rlft.data.tokenizer import load_tokenizer
-from rlft.engines.scoring import ReferenceScorer
+from rlft.engines.scoring import FrozenScorer
 from rlft.engines.transport import ChannelSeat
 from rlft.errors import UserError
 from rlft.roles import Generator
@@ -63,8 +63,24 @@ def make_generator(config: Config, device: str, name: str = "generator", num_gpu
     return ENGINES[generator_engine(config)](config, device, name, num_gpus)
 
 
-def make_scorer(config: Config, device: str) -> ReferenceScorer:
-    """The reference policy."""
-    learner = config.learner
+def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScorer:
+    """The reference policy, or the `teacher`. Raises UserError for a teacher with another vocabulary."""
+    model, learner = config.model, config.learner
+    if role == "teacher":
+        model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
+        _check_vocabulary(config)
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
-    return ReferenceScorer(config.model, config.generator.temperature, budget, chunk, device)
+    return FrozenScorer(model, config.generator.temperature, budget, chunk, device)
+
+
+def _check_vocabulary(config: Config) -> None:
+    """The same tokens under the same numbers: a teacher scores the student's token ids as they are."""
+    student, teacher = (
+        load_tokenizer(str(path), None).get_vocab() for path in (config.model.path, config.teacher.path)
+    )
+    odd = [token for token, number in student.items() if teacher.get(token) != number]
+    if odd:
+        raise UserError(
+            f"teacher.path: {config.teacher.path} has another vocabulary than model.path: {len(odd)} of "
+            f"{len(student)} tokens differ (the first: {odd[0]!r}). Distillation by tokens needs the same one."
+        )

@@ -1,4 +1,4 @@
-"""The learner as loops see it, over its DeepSpeed ranks: deals the work out, brings the answers together.
+"""Learner and critic as loops see them, over their DeepSpeed ranks: deal the work out, bring the answers together.
 
 Knows nothing about DeepSpeed or Ray: a rank is reached through `call`, which runs one method on every rank.
 """
@@ -16,6 +16,7 @@ from rlft.algorithms.table import MISMATCH
 from rlft.batch import plan_micro_batches
 from rlft.config import Config
 from rlft.config.derived import learning_rate, mismatch_stop
+from rlft.config.roles import TrainedConfig
 from rlft.engines.scoring import in_order
 from rlft.engines.transport import merged
 from rlft.engines.weights import WeightUpdate
@@ -26,35 +27,74 @@ from rlft.samples import Group, Totals
 Call = Callable[[str, Sequence[tuple[Any, ...]]], list[Any]]  # method, arguments for each rank -> answer of each rank
 
 
+class Ranks:
+    """The ranks of one trained model."""
+
+    def __init__(self, section: str, settings: TrainedConfig, call: Call, whole_groups: bool = False) -> None:
+        """`section` of the configuration, for messages."""
+        self._section, self._settings, self._call, self._whole = section, settings, call, whole_groups
+        self.num_ranks = settings.num_ranks
+        self._skipped_in_a_row = 0
+
+    def plan(self, groups: Sequence[Group]) -> list[list[list[Group]]]:
+        """Micro-batches for each rank."""
+        return plan_micro_batches(groups, self.num_ranks, self._settings.tokens_per_micro_batch, self._whole)
+
+    def score(self, method: str, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """What a method of the ranks says of each sample."""
+        plan = self.plan(groups)
+        return in_order(groups, plan, self._call(method, [(part,) for part in plan]))
+
+    def update(self, groups: Sequence[Group], step: int, *args: Any) -> list[Any]:
+        """Each rank's RankUpdate. Raises RunError when not all did the same."""
+        answers = self._call("update", [(part, *args) for part in self.plan(groups)])
+        if len({(a.applied, a.refused) for a in answers}) != 1:
+            raise RunError(f"step {step}: some {self._section} ranks applied the update and some did not: {answers}")
+        return answers
+
+    def outcome(self, name: str, answers: Sequence[Any], lr: float, step: int) -> Metrics:
+        """Metrics under `name`. Counts updates skipped for a non-finite loss or gradient; raises RunError when more
+        than max_skipped_updates are skipped in a row."""
+        loss = sum(a.loss for a in answers)
+        self._skipped_in_a_row = 0 if answers[0].applied else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > self._settings.max_skipped_updates:
+            raise RunError(
+                f"step {step}: {self._skipped_in_a_row} updates in a row were skipped because loss or gradient was "
+                f"not finite (loss {loss}, gradient norm {answers[0].grad_norm}). Weights are those before the "
+                f"first of them. Look at the rewards and log-probs of the last rollouts; a lower {self._section}.lr "
+                f"often mends it; {self._section}.max_skipped_updates sets the limit."
+            )
+        metrics = {f"{name}/loss": loss, f"{name}/grad_norm": answers[0].grad_norm, f"{name}/lr": lr}
+        return metrics | {f"{name}/skipped_updates": float(not answers[0].applied)}
+
+
 class RankedLearner:
     """See rlft.roles.Learner."""
 
     def __init__(self, config: Config, call: Call) -> None:
         self._config, self._call = config, call
-        self._num_ranks = config.learner.num_ranks
-        self._skipped_in_a_row = 0
-
-    def _plan(self, groups: Sequence[Group]) -> list[list[list[Group]]]:
-        return plan_micro_batches(groups, self._num_ranks, self._config.learner.tokens_per_micro_batch)
+        pairs = config.algorithm.policy_loss == "preference"  # whose two samples must meet in one pack
+        self._ranks = Ranks("learner", config.learner, call, whole_groups=pairs)
 
     def _same(self, *args: Any) -> list[tuple[Any, ...]]:
-        return [args] * self._num_ranks
+        return [args] * self._ranks.num_ranks
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         """See rlft.roles.Learner."""
-        plan = self._plan(groups)
-        return in_order(groups, plan, self._call("logprobs", [(part,) for part in plan]))
+        return self._ranks.score("logprobs", groups)
 
-    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+    def entropies(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """See rlft.roles.Learner."""
+        return self._ranks.score("entropies", groups)
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int, kl_coef: float | None = None) -> Metrics:
         """See rlft.roles.Learner. The weights that begin step s are version s. Counts updates skipped for a non-finite
         loss or gradient; raises RunError when more than learner.max_skipped_updates are skipped in a row, and, before
         the weights are touched, when sampler and learner are further apart than loop.mismatch_stop."""
-        lr = learning_rate(self._config, step)
-        answers = self._call("update", [(part, totals, lr, step) for part in self._plan(groups)])
-        loss = sum(a.loss for a in answers)
+        lr = learning_rate(self._config.learner, self._config.loop.steps, step)
+        coef = self._config.algorithm.kl_coef if kl_coef is None else kl_coef
+        answers = self._ranks.update(groups, step, totals, lr, step, coef)
         metrics = metrics_of(joined(a.stats for a in answers))
-        if len({(a.applied, a.refused) for a in answers}) != 1:
-            raise RunError(f"step {step}: some learner ranks applied the update and some did not: {answers}")
         if answers[0].refused:
             raise RunError(
                 f"step {step}: with the same weights, the log-probs of generator and learner differ by "
@@ -64,23 +104,12 @@ class RankedLearner:
                 "sides, and at whatever changes the generator's distribution (top-p, temperature). If the difference "
                 "is to be tolerated, raise loop.mismatch_stop."
             )
-        if answers[0].applied:
-            self._skipped_in_a_row = 0
-        else:
-            self._skipped_in_a_row += 1
-            if self._skipped_in_a_row > self._config.learner.max_skipped_updates:
-                raise RunError(
-                    f"step {step}: {self._skipped_in_a_row} updates in a row were skipped because loss or gradient was "
-                    f"not finite (loss {loss}, gradient norm {answers[0].grad_norm}). Weights are those before the "
-                    "first of them. Look at the rewards and log-probs of the last rollouts; a lower learner.lr often "
-                    "mends it; learner.max_skipped_updates sets the limit."
-                )
-        metrics |= {"policy/loss": loss, "policy/grad_norm": answers[0].grad_norm, "policy/lr": lr}
-        return metrics | {"policy/skipped_updates": float(not answers[0].applied)}
+        return metrics | self._ranks.outcome("policy", answers, lr, step)
 
-    def publish(self, version: int, everything: bool = False) -> Any:
+    def publish(self, version: int, everything: bool = False, carried: bool = False) -> Any:
         """See rlft.roles.Learner."""
-        parts = [part for part in self._call("publish", self._same(version, everything)) if part is not None]
+        answers = self._call("publish", self._same(version, everything, carried))
+        parts = [part for part in answers if part is not None]
         return parts[0] if len(parts) == 1 else merged(parts)
 
     def send(self, update: WeightUpdate) -> None:
@@ -95,3 +124,35 @@ class RankedLearner:
     def restore(self, folder: Path) -> None:
         """See rlft.roles.Learner."""
         self._call("restore", self._same(folder))
+
+
+class RankedCritic:
+    """See rlft.roles.Critic."""
+
+    def __init__(self, config: Config, call: Call) -> None:
+        self._config, self._call = config, call
+        self._ranks = Ranks("critic", config.critic, call)
+
+    def values(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """See rlft.roles.Critic."""
+        return self._ranks.score("values", groups)
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+        """See rlft.roles.Critic. critic/explained_variance is 1 - Var(return - value) / Var(return)."""
+        lr = learning_rate(self._config.critic, self._config.loop.steps, step)
+        answers = self._ranks.update(groups, step, totals, lr)
+        metrics = metrics_of(joined(a.stats for a in answers))
+        if "critic/return_square" in metrics:
+            spread = metrics.pop("critic/return_square") - metrics["critic/return_mean"] ** 2
+            missed = metrics.pop("critic/error_square") - metrics.pop("critic/error_mean") ** 2
+            if spread > 1e-12:
+                metrics["critic/explained_variance"] = 1 - missed / spread
+        return metrics | self._ranks.outcome("critic", answers, lr, step)
+
+    def save(self, folder: Path) -> None:
+        """See rlft.roles.Critic."""
+        self._call("save", [(folder,)] * self._ranks.num_ranks)
+
+    def restore(self, folder: Path) -> None:
+        """See rlft.roles.Critic."""
+        self._call("restore", [(folder,)] * self._ranks.num_ranks)

@@ -6,16 +6,20 @@ Knows nothing about DeepSpeed or Ray.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from rlft.batch import make_pack, plan_micro_batches, unpack
+from rlft.batch import Pack, make_pack, plan_micro_batches, unpack
 from rlft.config.model import ModelConfig
+from rlft.engines.weights import WeightUpdate, load_weights, unpacked
 from rlft.models.load import load_model
-from rlft.models.policy import Policy, TokenScores
-from rlft.samples import Group, Prompt, Sample
+from rlft.models.policy import Policy
+from rlft.samples import Group, Prompt, Sample, TopTokens
 
+_REFERENCE = "reference.safetensors"  # in a checkpoint, where the reference does not stay what it was
 EMPTY = Group(  # what a rank without work of its own runs, so that it keeps step with the others
     Prompt("empty", np.zeros(1, dtype=np.int32), "", None, {}),
     (
@@ -33,16 +37,14 @@ EMPTY = Group(  # what a rank without work of its own runs, so that it keeps ste
 
 
 def score_micro_batches(
-    forward: Callable[..., TokenScores],
-    micro_batches: Sequence[Sequence[Group]],
-    temperature: float,
-    device: torch.device,
+    forward: Callable[[Pack], torch.Tensor], micro_batches: Sequence[Sequence[Group]], device: torch.device
 ) -> list[list[list[np.ndarray]]]:
-    """Log-probs of trained tokens, [micro-batch][group][sample] -> f32 [T], 0 elsewhere."""
+    """What `forward` gives for each target of a pack, [M, ...], by sample: [micro-batch][group][sample] -> f32
+    [T, ...], 0 where nothing is trained."""
     result = []
     for groups in micro_batches:
-        scores = forward(make_pack(groups or [EMPTY], device=device), temperature)
-        result.append(unpack(groups, scores.logprobs.float().cpu().numpy()))
+        scores = forward(make_pack(groups or [EMPTY], device=device))
+        result.append(unpack(groups, scores.cpu().numpy()))
     return result
 
 
@@ -60,8 +62,8 @@ def in_order(
     return [[by_sample[id(sample)] for sample in group.samples] for group in groups]
 
 
-class ReferenceScorer:
-    """The frozen model that training started from. See rlft.roles.Scorer."""
+class FrozenScorer:
+    """A model that does not train: the policy that training started from, or a teacher. See rlft.roles.Teacher."""
 
     def __init__(
         self, model: ModelConfig, temperature: float, max_tokens: int, chunk: int, device: str = "cpu"
@@ -74,7 +76,39 @@ class ReferenceScorer:
 
     def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         """See rlft.roles.Scorer."""
+        return self._scored(groups, lambda pack: self._policy(pack, self._temperature).logprobs)
+
+    def top_tokens(self, groups: Sequence[Group], count: int) -> list[list[TopTokens]]:
+        """See rlft.roles.Teacher."""
+
+        def both(pack: Pack) -> torch.Tensor:  # ids are exact in float64, and travel as such for a moment
+            ids, logprobs = self._policy.top_tokens(pack, self._temperature, count)
+            return torch.stack([ids.double(), logprobs.double()], -1)
+
+        return [
+            [TopTokens(x[..., 0].astype(np.int32), x[..., 1].astype(np.float32)) for x in row]
+            for row in self._scored(groups, both)
+        ]
+
+    def _scored(self, groups: Sequence[Group], forward: Callable[[Pack], torch.Tensor]) -> list[list[np.ndarray]]:
         with torch.inference_mode():
             plan = plan_micro_batches(groups, 1, self._max_tokens)
-            scores = score_micro_batches(self._policy, plan[0], self._temperature, self._device)
+            scores = score_micro_batches(forward, plan[0], self._device)
         return in_order(groups, plan, [scores])
+
+    def load(self, update: WeightUpdate) -> None:
+        """See rlft.roles.Scorer."""
+        parameters = dict(self._policy.model.named_parameters())
+        load_weights(update, unpacked(update), parameters, list(parameters), "reference")
+
+    def save(self, folder: Path) -> None:
+        """See rlft.roles.Scorer."""
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self._policy.model.named_parameters()}
+        save_file(tensors, folder / _REFERENCE)
+
+    def restore(self, folder: Path) -> None:
+        """See rlft.roles.Scorer."""
+        saved = load_file(folder / _REFERENCE)
+        with torch.no_grad():
+            for name, parameter in self._policy.model.named_parameters():
+                parameter.copy_(saved[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlft.config import Config
+from rlft.config import Config, derived
 from rlft.data.tokenizer import end_tokens, load_tokenizer
 from rlft.environments.episodes import EpisodeGenerator, Limits
 from rlft.environments.load import BoundEnvironment, load_environment
@@ -29,12 +29,6 @@ def make_episodes(
     config: Config, environment: BoundEnvironment, generator: Generator, runner: Runner
 ) -> EpisodeGenerator:
     """`generator` with the configured environment around it, whose instances live in `runner`."""
-    limits = Limits(environment.settings.max_turns, _room(config), config.cluster.stage_timeout_s)
+    room = derived.window(config, window(str(config.model.path)))
+    limits = Limits(environment.settings.max_turns, room, config.cluster.stage_timeout_s)
     return EpisodeGenerator(generator, runner, make_turns(config, environment), limits)
-
-
-def _room(config: Config) -> int:
-    """Tokens of the longest sequence that model and engine take."""
-    engine = config.generator.engine_args.get("max_model_len")
-    longest = window(str(config.model.path))
-    return min(longest, engine) if isinstance(engine, int) else longest

@@ -86,8 +86,23 @@ class Episode:
             text=text,
             reward_parts=self._reward_parts(),
             turns=tuple(self.turns),
+            turn_rewards=self._turn_rewards(count),
             tool_errors=self.tool_errors,
         )
+
+    def _turn_rewards(self, start: int) -> np.ndarray | None:
+        """See Sample.turn_rewards; None when no turn was given anything."""
+        if not self.rewards:
+            return None
+        given = dict.fromkeys(range(1, self.num_turns + 1), 0.0)
+        for number, reward in self.rewards:
+            given[number] += reward
+        columns, turns = [np.full(start, np.nan)], iter(given.values())
+        for _, mask, *_ in self.parts:
+            columns.append(np.full(len(mask), np.nan))
+            if mask.any():
+                columns[-1][-1] = next(turns)
+        return np.concatenate(columns).astype(np.float32)
 
     def _reward_parts(self) -> dict[str, RewardResult]:
         if self.failure is not None:

@@ -1,46 +1,263 @@
 """From rewards to what the learner trains on: advantages, what is left out, and the numbers that tell of it.
 
-Knows nothing about roles. Works on lists of groups.
+Knows nothing about roles. Works on lists of groups. The table ESTIMATORS holds the ways from rewards to advantages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from rlft.algorithms.advantages import flat_groups, group_advantages
+from rlft.algorithms.advantages import (
+    flat_groups,
+    gae,
+    group_advantages,
+    leave_one_out_advantages,
+    token_returns,
+    whiten,
+)
+from rlft.algorithms.divergences import DIVERGENCES
 from rlft.config.algorithm import AlgorithmConfig
+from rlft.config.derived import flat_is_useless
 from rlft.roles import Metrics
 from rlft.rollout import Rollout
 from rlft.samples import Group, Sample, Totals, count_totals
 
+Rows = list[list[np.ndarray | None]]  # for each sample of each group one float64 [n] over its trained tokens, or None
+
 
 def reward_matrix(groups: Sequence[Group]) -> np.ndarray:
-    """float64 [P, G], NaN where a sample has no reward."""
-    return np.array([[np.nan if s.reward is None else s.reward for s in g.samples] for g in groups], dtype=np.float64)
+    """float64 [P, G], NaN where a sample has no reward; G of the largest group."""
+    width = max((len(g.samples) for g in groups), default=0)
+    rows = [[np.nan if s.reward is None else s.reward for s in g.samples] for g in groups]
+    return np.array([row + [np.nan] * (width - len(row)) for row in rows], dtype=np.float64).reshape(-1, width)
 
 
-def assign_advantages(groups: Sequence[Group], scale: str) -> list[Group]:
-    """Give each scored sample its advantage on every trained token; samples without a reward keep None."""
-    advantages_PG = group_advantages(reward_matrix(groups), scale)
-    return [
-        group.with_samples(
+def assign_advantages(
+    groups: Sequence[Group], settings: AlgorithmConfig, kl_coef: float = 0.0, turn_weight: float = 1.0
+) -> list[Group]:
+    """Give each sample that is to be trained on its advantages, and with a critic its returns; others keep None. A
+    sample without a reward is never trained on.
+
+    `kl_coef`: where the divergence from the reference counts in the reward. `turn_weight`: of the environment's reward
+    in the sample's.
+    """
+    rewards: Rows = [[_token_rewards(s, settings, kl_coef, turn_weight) for s in g.samples] for g in groups]
+    if settings.whiten_rewards:
+        everything = np.concatenate([r for row in rewards for r in row if r is not None] or [np.zeros(0)])
+        deviation = np.sqrt(everything.var(ddof=1) + 1e-8) if len(everything) > 1 else 1.0
+        rewards = [[None if r is None else r / deviation for r in row] for row in rewards]
+    advantages, returns = ESTIMATORS[settings.advantage](groups, rewards, settings)
+    if settings.teacher_coef and settings.teacher_signal == "sampled":
+        advantages = [
             [
-                s if np.isnan(a) else replace(s, advantages=np.where(s.loss_mask, a, 0.0).astype(np.float32))
-                for s, a in zip(group.samples, row, strict=True)
+                None if a is None else a + settings.teacher_coef * _teacher_gap(s)
+                for s, a in zip(g.samples, row, strict=True)
             ]
-        )
-        for group, row in zip(groups, advantages_PG, strict=True)
+            for g, row in zip(groups, advantages, strict=True)
+        ]
+    return [
+        group.with_samples([
+            replace(s, advantages=spread(s, a), returns=spread(s, r))
+            for s, a, r in zip(group.samples, row, row_of_returns, strict=True)
+        ])
+        for group, row, row_of_returns in zip(groups, advantages, returns, strict=True)
+    ]  # fmt: skip
+
+
+def spread(sample: Sample, values: np.ndarray | None) -> np.ndarray | None:
+    """One value for each trained token [n] as f32 [T]."""
+    if values is None:
+        return None
+    full = np.zeros(len(sample.token_ids), dtype=np.float32)
+    full[sample.loss_mask] = values
+    return full
+
+
+def _behind(sample: Sample) -> np.ndarray:
+    """Log-probs of trained tokens under the policy that samples are judged by: the learner's, else the sampler's."""
+    array = sample.logprobs if sample.old_logprobs is None else sample.old_logprobs
+    return array[sample.loss_mask].astype(np.float64)
+
+
+def divergence_of(sample: Sample, estimator: str) -> np.ndarray:
+    """The divergence from the reference at each trained token, float64 [n]."""
+    assert sample.ref_logprobs is not None
+    reference = sample.ref_logprobs[sample.loss_mask].astype(np.float64)
+    return DIVERGENCES[estimator](torch.from_numpy(_behind(sample)), torch.from_numpy(reference)).numpy()
+
+
+def _teacher_gap(sample: Sample) -> np.ndarray:
+    """log teacher - log student: the negative of a sampled reverse KL (on-policy distillation, Lu and Thinking Machines
+    Lab 2025)."""
+    assert sample.teacher_logprobs is not None
+    return sample.teacher_logprobs[sample.loss_mask].astype(np.float64) - _behind(sample)
+
+
+def _token_rewards(sample: Sample, settings: AlgorithmConfig, kl_coef: float, turn_weight: float) -> np.ndarray | None:
+    """What each trained token is given: the reward on the last one, with turn_credit the environment's on the last of
+    each turn, less the divergence from the reference. None without a reward or without tokens."""
+    if sample.reward is None or not sample.num_trained:
+        return None
+    rewards = np.zeros(sample.num_trained)
+    if settings.turn_credit and sample.turn_rewards is not None:
+        rewards += turn_weight * np.nan_to_num(sample.turn_rewards[sample.loss_mask])
+    rewards[-1] += sample.reward - rewards.sum()
+    if settings.kl_in == "reward" and kl_coef and sample.ref_logprobs is not None:
+        rewards -= kl_coef * divergence_of(sample, settings.kl_estimator)
+    return rewards
+
+
+def _turn_starts(sample: Sample) -> np.ndarray:
+    """Where in a sample's trained tokens each turn of the model begins, int [turns]."""
+    if sample.turn_rewards is None:
+        return np.zeros(1, dtype=int)
+    ends = np.flatnonzero(~np.isnan(sample.turn_rewards[sample.loss_mask]))
+    return np.append(0, ends[:-1] + 1)
+
+
+# Estimators: groups, rewards of tokens, settings -> advantages and returns of tokens.
+Estimator = Callable[[Sequence[Group], Rows, AlgorithmConfig], tuple[Rows, Rows]]
+
+
+def _nothing(rows: Rows) -> Rows:
+    return [[None] * len(row) for row in rows]
+
+
+def _by_group(compare: Callable[[np.ndarray, AlgorithmConfig], np.ndarray]) -> Estimator:
+    """One advantage for a sample, or with turn_credit for each of its turns: what it earns from there on is compared
+    with what others of the group earn from the same turn on."""
+
+    def estimate(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+        starts = [
+            [
+                np.zeros(0, int) if r is None else _turn_starts(s) if settings.turn_credit else np.zeros(1, int)
+                for s, r in zip(g.samples, row, strict=True)
+            ]
+            for g, row in zip(groups, rewards, strict=True)
+        ]
+        num_turns = max((len(x) for row in starts for x in row), default=0)
+        width = max((len(row) for row in rewards), default=0)
+        earned = np.full((num_turns, len(groups), width), np.nan)
+        for p, row in enumerate(rewards):
+            for i, r in enumerate(row):
+                if r is not None:
+                    earned[: len(starts[p][i]), p, i] = token_returns(r)[starts[p][i]]
+        compared = [compare(earned[turn], settings) for turn in range(num_turns)]
+        advantages = [
+            [
+                None if r is None else _stairs(starts[p][i], [c[p, i] for c in compared], len(r))
+                for i, r in enumerate(row)
+            ]
+            for p, row in enumerate(rewards)
+        ]
+        return advantages, _nothing(rewards)
+
+    return estimate
+
+
+def _stairs(starts: np.ndarray, heights: Sequence[float], length: int) -> np.ndarray:
+    """heights[k] from starts[k] on, float64 [length]."""
+    return np.array(heights)[np.searchsorted(starts, np.arange(length), side="right") - 1]
+
+
+def _batch(baseline: bool) -> Estimator:
+    """Returns of tokens, whitened over the step. With `baseline` the mean of its group's rewards goes off each sample's
+    last token first."""
+
+    def estimate(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+        if baseline:
+            totals = [[np.nan if r is None else r.sum() for r in row] for row in rewards]
+            means = [np.nanmean(row) if not np.isnan(row).all() else 0.0 for row in totals]
+            rewards = [
+                [None if r is None else np.append(r[:-1], r[-1] - mean) for r in row]
+                for row, mean in zip(rewards, means, strict=True)
+            ]
+        advantages: Rows = [[None if r is None else token_returns(r, settings.gamma) for r in row] for row in rewards]
+        return _whitened(advantages, settings), _nothing(rewards)
+
+    return estimate
+
+
+def _gae(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+    """Generalised advantage estimates with the critic's values."""
+    advantages, returns = _nothing(rewards), _nothing(rewards)
+    for p, (group, row) in enumerate(zip(groups, rewards, strict=True)):
+        for i, (sample, r) in enumerate(zip(group.samples, row, strict=True)):
+            if r is not None:
+                assert sample.values is not None, "gae needs a critic"
+                values = sample.values[sample.loss_mask]
+                advantages[p][i], returns[p][i] = gae(r, values, settings.gamma, settings.gae_lambda)
+    return _whitened(advantages, settings), returns
+
+
+def _whitened(rows: Rows, settings: AlgorithmConfig) -> Rows:
+    if settings.advantage_scale != "batch":
+        return rows
+    flat = [a for row in rows for a in row if a is not None]
+    pieces = iter(np.split(whiten(np.concatenate(flat)), np.cumsum([len(a) for a in flat])[:-1]) if flat else [])
+    return [[None if a is None else next(pieces) for a in row] for row in rows]
+
+
+def _accepted(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+    """1 for what the reward accepts (rejection sampling; RAFT, Dong et al. 2023, arXiv:2304.06767; ReST-EM, Singh et
+    al. 2023, arXiv:2312.06585)."""
+    chosen: Rows = [
+        [
+            None if r is None or s.reward is None or s.reward < settings.accept_reward else np.ones(len(r))
+            for s, r in zip(group.samples, row, strict=True)
+        ]
+        for group, row in zip(groups, rewards, strict=True)
     ]
+    return chosen, _nothing(rewards)
+
+
+def _pairs(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+    """1 for the best and -1 for the worst of each group, the first of equals; none where all are equal (online DPO, Guo
+    et al. 2024, arXiv:2402.04792)."""
+    signs = _nothing(rewards)
+    for p, row in enumerate(rewards):
+        scored = [i for i, r in enumerate(row) if r is not None]
+        totals = {i: float(np.sum(row[i])) for i in scored}  # type: ignore[arg-type]
+        if len(set(totals.values())) > 1:
+            best, worst = max(scored, key=totals.__getitem__), min(scored, key=totals.__getitem__)
+            for i, sign in ((best, 1.0), (worst, -1.0)):
+                signs[p][i] = np.full(groups[p].samples[i].num_trained, sign)
+    return signs, _nothing(rewards)
+
+
+def _none(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+    return [[None if r is None else np.zeros(len(r)) for r in row] for row in rewards], _nothing(rewards)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "group": _by_group(lambda rewards, settings: group_advantages(rewards, settings.advantage_scale)),
+    "leave_one_out": _by_group(lambda rewards, settings: leave_one_out_advantages(rewards, settings.advantage_scale)),
+    "batch": _batch(baseline=False),
+    "batch_baseline": _batch(baseline=True),
+    "gae": _gae,
+    "accepted": _accepted,
+    "pairs": _pairs,
+    "none": _none,
+}
+
+
+def worth_scoring(groups: Sequence[Group], settings: AlgorithmConfig) -> list[Group]:
+    """What the reference, the critic and others have to look at before advantages are known: samples with a reward, and
+    no group that will be left out for being flat."""
+    flat = flat_groups(reward_matrix(groups)) & (settings.skip_flat_groups and flat_is_useless(settings))
+    scored = [g.with_samples([s for s in g.samples if s.reward is not None and s.num_trained]) for g in groups]
+    return [g for g, out in zip(scored, flat, strict=True) if g.samples and not out]
 
 
 def select(groups: Sequence[Group], settings: AlgorithmConfig, max_new_tokens: int) -> tuple[list[Group], Totals]:
     """What to train on, and the counts to divide by. Samples without an advantage are out of both; flat groups are out
     of training but stay in the counts, so that leaving them out changes nothing but the time."""
     scored = [group.with_samples([s for s in group.samples if s.advantages is not None]) for group in groups]
-    flat = flat_groups(reward_matrix(groups)) & settings.skip_flat_groups
+    flat = flat_groups(reward_matrix(groups)) & (settings.skip_flat_groups and flat_is_useless(settings))
     chosen = [g for g, out in zip(scored, flat, strict=True) if g.samples and not out]
     return chosen, count_totals(scored, max_new_tokens)
 

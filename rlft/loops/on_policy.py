@@ -9,50 +9,53 @@ in flight, or wait for them where the run is to be repeatable. Knows the roles o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from rewards.combine import check_failures
 from rlft.config import Config
-from rlft.config.derived import longest_completion, shares_gpus
+from rlft.config.derived import shares_gpus
 from rlft.evaluation.accuracy import Evaluation
 from rlft.loops.clock import Clock
-from rlft.loops.credit import assign_advantages, rollout_metrics, select
+from rlft.loops.credit import rollout_metrics
+from rlft.loops.learning import Judges, KlControl, learn
 from rlft.loops.mismatch import MismatchWarning
-from rlft.loops.rollouts import PromptSource, Rollouts
+from rlft.loops.rollouts import Progress, PromptSource, Rollouts
 from rlft.loops.sync import WeightSync
-from rlft.roles import Generator, Learner, Metrics, Rewarder, Scorer
+from rlft.roles import Critic, Generator, Rewarder, Scorer
 from rlft.runs.run import Run
-from rlft.samples import Group, count_totals
-
-Score = Callable[[Sequence[Group]], list[list[np.ndarray]]]  # f32 [T] for each sample of each group
+from rlft.samples import count_totals
 
 
 @dataclass(frozen=True)
-class Roles:
-    """Who plays. `background`: roles run in other processes, so waiting for them can be left to threads. `places`: for
-    people, where each actor runs."""
+class Roles(Judges):
+    """Who plays. `places`: for people, where each actor runs."""
 
-    generator: Generator
-    rewarder: Rewarder
-    learner: Learner
-    scorer: Scorer | None
-    background: bool
+    generator: Generator = field(kw_only=True)
+    rewarder: Rewarder = field(kw_only=True)
     places: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Underway:
+    """What a checkpoint keeps of a loop besides its roles."""
+
+    rollouts: Progress | None
+    kl_coef: float
 
 
 def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, run: Run, config: Config) -> None:
     """Train until loop.steps, from where the run's last checkpoint stands."""
     steps = config.loop.steps
-    step, progress = run.restore(roles.learner)
+    step, underway = run.restore(roles.learner, kept(roles, config))
+    kl = KlControl(config, underway.kl_coef if underway else None)
     sync = WeightSync(roles.learner, roles.generator, prompts.take(0, 64), config)
     sync(version=step)
     warn_of_mismatch = MismatchWarning(run.console.message, config)
     if evaluation and step == 0:
         run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
+    progress = underway.rollouts if underway else None
     with closing(Rollouts(roles, prompts, config, progress, first_step=step)) as rollouts:
         while step < steps:
             clock = Clock()
@@ -62,48 +65,30 @@ def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, ru
             if shares_gpus(config):
                 roles.generator.sleep()
             check_failures(rollout.groups, config.rewards.max_failed_fraction)
-            groups = assign_advantages(rollout.groups, config.algorithm.advantage_scale)
-            metrics = rollout_metrics(rollout, version=step) | learn(roles, groups, step, config, clock)
+            groups, learned = learn(roles, rollout.groups, step, config, clock, kl)
+            metrics = rollout_metrics(rollout, version=step) | learned
             step += 1
             warn_of_mismatch(step, metrics)
             with clock("sync"):
                 rollouts.await_drawn()
                 metrics |= sync(version=step)
             run.log_step(step, metrics, clock, count_totals(groups, 1).num_tokens, groups)
+            if config.algorithm.reference_every and step % config.algorithm.reference_every == 0:
+                renew_reference(roles, step)
             if evaluation and evaluation.is_due(step, steps):
                 run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
             if run.save_is_due(step):
-                run.save(step, roles.learner, rollouts.progress)
+                underway = Underway(rollouts.progress(step), kl.coef)
+                run.save(step, roles.learner, underway, kept(roles, config))
 
 
-def learn(roles: Roles, groups: Sequence[Group], step: int, config: Config, clock: Clock) -> Metrics:
-    """All updates of a step: num_epochs passes over its samples in num_minibatches parts, each part one update."""
-    settings = config.algorithm
-    num_updates = settings.num_epochs * settings.num_minibatches
-    if roles.scorer is not None:
-        with clock("reference"):
-            groups = _annotate(groups, roles.scorer.logprobs, "ref_logprobs", config)
-    with clock("learn"):
-        if num_updates > 1:
-            groups = _annotate(groups, roles.learner.logprobs, "old_logprobs", config)
-        all_metrics = []
-        size = len(groups) // settings.num_minibatches
-        for start in [*range(0, size * settings.num_minibatches, size)] * settings.num_epochs:
-            part, totals = select(groups[start : start + size], settings, longest_completion(config))
-            all_metrics.append(roles.learner.update(part, totals, step))
-    merged: Metrics = {}
-    for name in {name: None for m in all_metrics for name in m}:  # an update without samples lacks some
-        values = [m[name] for m in all_metrics if name in m]
-        merged[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
-    return merged | {"policy/skipped_updates": sum(m["policy/skipped_updates"] for m in all_metrics)}
+def kept(roles: Roles, config: Config) -> list[Critic | Scorer]:
+    """Who besides the learner has something to keep in checkpoints."""
+    changing = roles.scorer if config.algorithm.reference_every else None
+    return [role for role in (roles.critic, changing) if role is not None]
 
 
-def _annotate(groups: Sequence[Group], score: Score, name: str, config: Config) -> list[Group]:
-    """Score the samples that will be trained on and put the arrays on them."""
-    trained, _ = select(groups, config.algorithm, longest_completion(config))
-    scores = zip(trained, score(trained), strict=True)
-    by_sample = {id(s): array for g, row in scores for s, array in zip(g.samples, row, strict=True)}
-    return [
-        g.with_samples([replace(s, **{name: by_sample[id(s)]}) if id(s) in by_sample else s for s in g.samples])
-        for g in groups
-    ]
+def renew_reference(roles: Roles, step: int) -> None:
+    """The reference becomes what the policy is now: the next round of iterative preference learning."""
+    assert roles.scorer is not None, "checked with the configuration"
+    roles.scorer.load(roles.learner.publish(step, everything=True, carried=True))

@@ -22,17 +22,25 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
 
 
-def _score(head: Head, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _score(
+    head: Head, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None, entropy_gradient: bool
+) -> tuple[Tensor, ...]:
     logprobs = log_softmax(head(hidden), temperature)
     chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return chosen, entropy
+    return (chosen, entropy) if also is None else (chosen, entropy, logprobs.gather(-1, also))
 
 
 def token_logprobs(
-    head: Head, hidden: Tensor, targets: Tensor, temperature: float = 1.0, chunk: int = 2048
-) -> tuple[Tensor, Tensor]:
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    chunk: int = 2048,
+    also: Tensor | None = None,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, ...]:
     """Log-prob of each target and entropy of its distribution.
 
     Args:
@@ -41,15 +49,18 @@ def token_logprobs(
         targets: int64 [M].
         temperature: the sampling temperature; logits are divided by it.
         chunk: targets per piece.
+        also: int64 [M, K], further tokens in each target's place whose log-probs are wanted.
+        entropy_gradient: whether the entropy is to be differentiable.
 
     Returns:
-        logprobs f32 [M], differentiable; entropy f32 [M] in nats, not differentiable.
+        logprobs f32 [M], differentiable; entropy f32 [M] in nats; with `also` its log-probs f32 [M, K],
+        differentiable.
     """
     pieces = []
-    for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    more = [None] * -(-len(targets) // chunk) if also is None else also.split(chunk)
+    for h, t, a in zip(hidden.split(chunk), targets.split(chunk), more or [None], strict=True):
         if torch.is_grad_enabled() and len(targets) > chunk:
-            pieces.append(checkpoint(_score, head, h, t, temperature, use_reentrant=False))
+            pieces.append(checkpoint(_score, head, h, t, temperature, a, entropy_gradient, use_reentrant=False))
         else:
-            pieces.append(_score(head, h, t, temperature))
-    logprobs, entropy = zip(*pieces, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)
+            pieces.append(_score(head, h, t, temperature, a, entropy_gradient))
+    return tuple(torch.cat(column) for column in zip(*pieces, strict=True))

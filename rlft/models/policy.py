@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from rlft.batch import Pack
 from rlft.errors import UserError
 from rlft.models.attention import ATTENTION, PackedLayout, attend
-from rlft.models.logprobs import token_logprobs
+from rlft.models.logprobs import log_softmax, token_logprobs
 
 
 class TokenScores(NamedTuple):
     """What the policy says of each target of a pack."""
 
     logprobs: Tensor  # f32 [M]
-    entropy: Tensor  # f32 [M], no gradient
+    entropy: Tensor  # f32 [M], with gradient only where the policy was made so
+    at_teacher: Tensor | None = None  # f32 [M, K], log-probs of the tokens of a pack's teacher_top
 
 
 def use_packed_attention(model: nn.Module) -> None:
@@ -66,8 +67,9 @@ class _Scores(nn.Module):
     module's weights whenever it is called, on all ranks at once: a layer called once per chunk of targets would hang
     ranks that have different numbers of targets."""
 
-    def __init__(self, lm: Any, chunk: int) -> None:
+    def __init__(self, lm: Any, chunk: int, entropy_gradient: bool) -> None:
         super().__init__()
+        self._entropy_gradient = entropy_gradient
         output = lm.get_output_embeddings()
         self._transform, self._chunk = logit_transform(lm.config.get_text_config()), chunk
         self._layer = None if type(output) is nn.Linear else [output]  # under an adapter; in a list: not a child
@@ -80,22 +82,22 @@ class _Scores(nn.Module):
             return self._transform(F.linear(hidden, self.weight, self.bias))
         return self._transform(self._layer[0](hidden))
 
-    def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None) -> tuple[Tensor, ...]:
         """See token_logprobs."""
-        return token_logprobs(self.logits, hidden, targets, temperature, self._chunk)
+        return token_logprobs(self.logits, hidden, targets, temperature, self._chunk, also, self._entropy_gradient)
 
 
 class Policy(nn.Module):
     """Wraps a transformers causal language model (with or without an adapter) for packs."""
 
-    def __init__(self, model: nn.Module, chunk: int) -> None:
+    def __init__(self, model: nn.Module, chunk: int, entropy_gradient: bool = False) -> None:
         """`chunk`: targets whose logits are made at a time."""
         super().__init__()
         self.model = model
         lm: Any = causal_lm(model)
         plain = lm.config._attn_implementation
         use_packed_attention(lm)
-        self._scores = _Scores(lm, chunk)
+        self._scores = _Scores(lm, chunk, entropy_gradient)
         if plain != ATTENTION:
             check_packed(self, lm, plain)
 
@@ -112,9 +114,20 @@ class Policy(nn.Module):
 
     def forward(self, pack: Pack, temperature: float) -> TokenScores:
         """Score every target of a pack."""
+        also = None if pack.teacher_top is None else pack.teacher_top.ids
+        return TokenScores(*self._scores(self.predicting(pack), pack.targets, temperature, also))
+
+    def predicting(self, pack: Pack) -> Tensor:
+        """The hidden state that predicts each target, [M, hidden]."""
         hidden = self.hidden(pack.input_ids[None], pack.position_ids[None], pack.layout)[0]
-        predicting = hidden.index_select(0, pack.predict_from)
-        return TokenScores(*self._scores(predicting, pack.targets, temperature))
+        return hidden.index_select(0, pack.predict_from)
+
+    def top_tokens(self, pack: Pack, temperature: float, count: int) -> tuple[Tensor, Tensor]:
+        """Ids int64 and log-probs f32 of the likeliest tokens in each target's place, [M, count] both."""
+        pieces = []
+        for hidden in self.predicting(pack).split(self._scores._chunk):
+            pieces.append(log_softmax(self.logits(hidden), temperature).topk(count, -1))
+        return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from rlft.config import Config
 from rlft.errors import RunError
-from rlft.roles import Learner, Metrics
+from rlft.roles import Critic, Learner, Metrics, Scorer
 from rlft.runs.checkpoints import Checkpoints
 from rlft.runs.console import Console, readable_seconds
 from rlft.runs.files import atomic_write_text
@@ -24,7 +24,8 @@ from rlft.runs.rollouts import set_aside_rollouts, write_rollouts
 from rlft.runs.trackers import make_trackers
 from rlft.samples import Group
 
-_READY = "rollouts.pkl"  # in a checkpoint: rollouts that were begun before it and are to be learned from after it
+_LOOP = "loop.pkl"  # in a checkpoint: what the loop keeps, rollouts under way among it
+Kept = Critic | Scorer
 
 
 class StageClock(Protocol):
@@ -83,16 +84,18 @@ class Run:
         for name, place in sorted(places.items()):
             self.console.message(f"{name}: {place}")
 
-    def restore(self, learner: Learner) -> tuple[int, Any]:
-        """Put the learner where the run goes on; the number of finished steps, and what `save` was given of rollouts
-        under way."""
+    def restore(self, learner: Learner, others: Sequence[Kept] = ()) -> tuple[int, Any]:
+        """Put the learner and others where the run goes on; the number of finished steps, and what `save` was given of
+        the loop."""
         if self.folder.resumed is None:
             return 0, None
         checkpoint = self.folder.resumed[0]
         self.console.stage("restore")
         learner.restore(checkpoint)
-        ready = checkpoint / _READY
-        return self.step, pickle.loads(ready.read_bytes()) if ready.exists() else None
+        for other in others:
+            other.restore(checkpoint)
+        loop = checkpoint / _LOOP
+        return self.step, pickle.loads(loop.read_bytes()) if loop.exists() else None
 
     def log_step(
         self, step: int, metrics: Mapping[str, float], clock: StageClock, num_tokens: int, groups: Sequence[Group] = ()
@@ -124,18 +127,19 @@ class Run:
         every = self._config.loop.save_every
         return step >= self._config.loop.steps or (every > 0 and step % every == 0)
 
-    def save(self, step: int, learner: Learner, progress: Callable[[int], Any] | None = None) -> None:
-        """Write a checkpoint. `progress` gives what it must keep of rollouts under way after so many steps, or None."""
+    def save(self, step: int, learner: Learner, loop: Any = None, others: Sequence[Kept] = ()) -> None:
+        """Write a checkpoint. `loop`: what it must keep of the loop."""
         begin = time.perf_counter()
         self.console.stage("save")
-        ready = progress(step) if progress is not None else None
 
         def write(folder: Path) -> None:
             folder = folder.resolve()
             self._tokenizer.save_pretrained(folder)
             learner.save(folder)
-            if ready is not None:
-                (folder / _READY).write_bytes(pickle.dumps(ready))
+            for other in others:
+                other.save(folder)
+            if loop is not None:
+                (folder / _LOOP).write_bytes(pickle.dumps(loop))
             if not list(folder.glob("*.safetensors")):
                 raise RunError(
                     f"checkpoint {folder}: the learner has written no weights there. Are this process and the learner "

@@ -32,6 +32,10 @@ EVALUATED = {
     "evaluation.every": 3,
     "evaluation.temperature": 1.0,
 }
+PPO = {  # a critic with an optimizer of its own, and a KL coefficient that moves
+    "algorithm.type": "ppo", "algorithm.group_size": 4, "algorithm.kl_in": "loss", "algorithm.kl_estimator": "k3",
+    "algorithm.kl_target": 0.01, "algorithm.kl_horizon": 50, "critic.lr": 1e-3,
+}  # fmt: skip
 LORA = {"type": "lora", "rank": 4, "dropout": 0.1}
 
 
@@ -99,6 +103,7 @@ def test_local(task: Path, uninterrupted: Path) -> None:
     [
         ("stale", {"loop.max_staleness": 1, "loop.in_flight": False}, "model.safetensors"),
         ("lora", {"model.adapter": LORA, "learner.lr": 3e-2}, "adapter_model.safetensors"),
+        ("ppo", PPO, "model.safetensors"),
     ],
 )
 def test_inline_variants(task: Path, name: str, changes: dict, weights: str) -> None:
@@ -111,6 +116,16 @@ def test_inline_variants(task: Path, name: str, changes: dict, weights: str) -> 
     assert_learns(whole)
     assert max(line["staleness/max"] for line in metrics_of(whole)) == changes.get("loop.max_staleness", 0)
     assert_same_run(run, whole, steps=8, weights=weights)
+
+
+def test_a_reference_that_moves(task: Path) -> None:
+    """Iterative DPO: the checkpoint after step 4 keeps the policy of step 3, which is the reference."""
+    changes = {"algorithm.type": "online_dpo", "algorithm.reference_every": 3, "algorithm.kl_coef": 0.0}
+    whole = task / train_here(task, write_config(task, "iterative-whole", GRPO, changes)).folder
+    config = write_config(task, "iterative", GRPO, changes)
+    killed_in_the_middle(task, config, after=5)
+    succeeds(task, "train", config, "--resume", "auto")
+    assert_same_run(task / "runs" / "iterative", whole, steps=8)
 
 
 def test_sft(task: Path) -> None:

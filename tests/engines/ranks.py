@@ -12,8 +12,10 @@ import torch
 import torch.multiprocessing
 
 from rlft.config import Config
-from rlft.engines.deepspeed import DeepSpeedRank, Rendezvous
-from rlft.engines.learner import RankedLearner
+from rlft.engines.critic_rank import CriticRank
+from rlft.engines.deepspeed import Rendezvous
+from rlft.engines.learner import RankedCritic, RankedLearner
+from rlft.engines.policy_rank import PolicyRank
 from rlft.engines.weights import WeightUpdate
 
 PATIENCE_S = 120.0  # a call takes less than a second; starting takes the imports of torch and DeepSpeed
@@ -24,19 +26,28 @@ class Ranks:
 
     def __init__(self, num_ranks: int) -> None:
         self.num_ranks = num_ranks
-        self._here: DeepSpeedRank | None = None
+        self._here: Any = None
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
 
     def learner(self, config: Config) -> RankedLearner:
         """A fresh learner over all ranks; the one before it is gone."""
         assert config.learner.num_ranks == self.num_ranks
+        self._start(PolicyRank, config)
+        return RankedLearner(config, self._call)
+
+    def critic(self, config: Config) -> RankedCritic:
+        """A fresh critic over all ranks."""
+        assert config.critic.num_ranks == self.num_ranks
+        self._start(CriticRank, config)
+        return RankedCritic(config, self._call)
+
+    def _start(self, kind: Any, config: Config) -> None:
         if self.num_ranks == 1:
-            self._here = DeepSpeedRank(config, Rendezvous())
+            self._here = kind(config, Rendezvous())
         else:
             self._spawn()
-            self._ask([("start", (config,))] * self.num_ranks)
-        return RankedLearner(config, self._call)
+            self._ask([("start", (kind, config))] * self.num_ranks)
 
     def _call(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self.num_ranks == 1:
@@ -88,7 +99,7 @@ def _serve(pipe: Any, where: Rendezvous) -> None:
         method, args = pipe.recv()
         try:
             if method == "start":
-                rank = DeepSpeedRank(args[0], where)
+                rank = args[0](args[1], where)
                 pipe.send((True, None))
             else:
                 pipe.send((True, getattr(rank, method)(*args)))

@@ -79,6 +79,10 @@ def every_sample(groups: Sequence[Group]) -> list[Sample]:
 def test_log_probs_are_those_of_the_whole_sequence(engine, tokenizer, plain):
     samples = every_sample(drawn(engine, tokenizer))
     assert {s.num_turns for s in samples} == {4}
+    for s in samples:  # half a point for each turn, on its last token, also where two turns follow on each other
+        ends = np.flatnonzero(~np.isnan(s.turn_rewards))
+        assert s.turn_rewards[ends].tolist() == [0.5] * 4 and s.loss_mask[ends].all()
+        assert ends[-1] == np.flatnonzero(s.loss_mask)[-1]
     assert len({len(s.token_ids) for s in samples}) > 4, "of many lengths"
     for sample in samples:
         with torch.no_grad():

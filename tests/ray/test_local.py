@@ -72,6 +72,30 @@ def test_many_actors_share_the_work(task: Path, joined_ray: None, stage: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "online_dpo", "distill"])
+def test_critics_and_teachers_are_actors_too(task: Path, joined_ray: None, algorithm: str) -> None:
+    """Two ranks of a critic (ZeRO-3), two teachers; pairs dealt to two learner ranks."""
+    changes: dict[str, Any] = {"algorithm.type": algorithm, "loop.steps": 3}
+    in_ray: dict[str, Any] = {"learner.num_ranks": 2}
+    if algorithm == "ppo":
+        changes |= {"critic.lr": 1e-3, "algorithm.group_size": 4}
+        in_ray |= {"critic.num_ranks": 2, "critic.zero_stage": 3}
+    if algorithm == "distill":
+        folder = task / train_here(task, write_config(task, "teacher", GRPO, {"run.seed": 4, "loop.steps": 1})).folder
+        changes |= {"teacher.path": str(folder / "model"), "algorithm.teacher_signal": "js", "algorithm.group_size": 4}
+        changes |= {"algorithm.teacher_top_k": 16, "algorithm.kl_coef": 0.0}
+        in_ray |= {"teacher.num_actors": 2}
+    if algorithm == "online_dpo":
+        changes |= {"algorithm.kl_coef": 0.0, "algorithm.reference_every": 2}
+        in_ray |= {"scorer.num_actors": 2}
+    inline, local = run_both(task, algorithm, changes, in_ray)
+    assert_close(local, inline, 2e-3)
+    places = json.loads((local / "logs" / "actors.json").read_text())
+    role = {"ppo": "critic", "distill": "teacher", "online_dpo": "scorer"}[algorithm]
+    assert {f"{role}-0", f"{role}-1", "learner-0", "learner-1"} <= set(places)
+
+
+@pytest.mark.slow
 def test_a_reward_that_raises_is_masked_and_counted(task: Path, joined_ray: None) -> None:
     functions = [{"function": "my_rewards.py:raises_at_times"}, {"function": "my_rewards.py:share_of_digits"}]
     changes = {

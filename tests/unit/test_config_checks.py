@@ -1,8 +1,10 @@
 """What must hold between keys. Each case is a combination that must be refused, and the key that is named."""
 
 import pytest
+import yaml
 
 from rlft.config import places
+from rlft.config.algorithm import PRESETS
 from rlft.config.checks import check_config, notes
 from rlft.config.derived import mismatch_stop, mismatch_warn, off_policy_correction
 from rlft.config.load import dump_config, load_config
@@ -73,6 +75,52 @@ def test_the_base_is_right():
         ({"model.dtype": "bfloat16", "learner.zero_stage": 0}, "learner.zero_stage: 0 keeps no float32"),
         ({"learner.betas": [0.9, 1.0]}, "learner.betas.1: found 1.0"),
         ({"run.name": "a/b"}, "cannot name a folder"),
+        (
+            {"algorithm.type": "gropo"},
+            'algorithm.type: found "gropo", did you mean grpo? Expected one of grpo, dr_grpo',
+        ),
+        ({"algorithm.type": "dr-grpo"}, "did you mean dr_grpo?"),
+        ({"algorithm.type": "rloo", "algorithm.group_size": 1}, "rloo needs at least 2"),
+        ({"algorithm.advantage": "batch"}, "algorithm.advantage_scale: group, but algorithm.advantage batch knows no"),
+        ({"algorithm.policy_loss": "preference"}, "preference with algorithm.advantage group: preference and pairs go"),
+        ({"algorithm.policy_loss": "cispo"}, "algorithm.ratio_cap: is empty, but algorithm.policy_loss cispo"),
+        ({"algorithm.ratio_cap": 1.1}, "algorithm.ratio_cap: 1.1 is not above 1 + algorithm.clip_high, 1.2"),
+        (
+            {"algorithm.type": "rft", "algorithm.off_policy_correction": "clip"},
+            "algorithm.off_policy_correction: clip needs an importance ratio, and policy_loss reinforce has none",
+        ),
+        ({"algorithm.teacher_coef": 1.0}, "teacher.path: is empty, but algorithm.teacher_coef is above 0"),
+        ({"algorithm.advantage": "none", "algorithm.advantage_scale": "none"}, "none learns from nothing"),
+        (
+            {"algorithm.type": "online_dpo", "algorithm.reference_every": 2, "model.adapter": {"rank": 4}},
+            "algorithm.reference_every: with model.adapter the reference is the model without it",
+        ),
+        ({"algorithm.type": "ppo", "critic.alone_steps": 100}, "critic.alone_steps: 100 leaves the policy none"),
+        ({"critic.lr": 1e-3}, "critic.lr: has no effect, because algorithm.advantage is not gae"),
+        ({"algorithm.gae_lambda": 0.9}, "algorithm.gae_lambda: has no effect"),
+        ({"algorithm.gamma": 0.9}, "algorithm.gamma: has no effect"),
+        ({"teacher.path": "x"}, "teacher.path: has no effect, because algorithm.teacher_coef is 0"),
+        ({"algorithm.kl_in": "reward"}, "algorithm.kl_in: has no effect, because algorithm.kl_coef is 0"),
+        ({"algorithm.kl_coef": 0.1, "algorithm.kl_horizon": 5}, "algorithm.kl_horizon: has no effect"),
+        ({"algorithm.preference_beta": 0.5}, "algorithm.preference_beta: has no effect"),
+        ({"algorithm.type": "online_dpo", "algorithm.clip_low": 0.1}, "algorithm.clip_low: has no effect"),
+        ({"algorithm.type": "reinforce", "algorithm.clip_low": 0.1}, "algorithm.clip_low: has no effect"),
+        ({"algorithm.type": "sapo", "algorithm.clip_low": 0.1}, "algorithm.clip_low: has no effect"),
+        ({"algorithm.type": "gspo", "algorithm.dual_clip": 3.0}, "algorithm.dual_clip: has no effect"),
+        ({"algorithm.type": "gspo", "algorithm.ratio_cap": 3.0}, "algorithm.ratio_cap: has no effect"),
+        ({"algorithm.type": "f.py:g", "algorithm.policy_loss": "cispo"}, "algorithm.policy_loss: has no effect"),
+        ({"algorithm.turn_credit": True}, "algorithm.turn_credit: has no effect, because there is no environment"),
+        ({"algorithm.type": "ppo", "algorithm.skip_flat_groups": False}, "algorithm.skip_flat_groups: has no effect"),
+        ({"algorithm.accept_reward": 0.5}, "algorithm.accept_reward: has no effect"),
+        ({"cluster.weight_transport": "ipc"}, "weight_transport: ipc needs learner and generators on the same GPUs"),
+        (
+            {"cluster.weight_transport": "collective", "cluster.mode": "inline"},
+            "weight_transport: collective is between processes",
+        ),
+        (
+            {"cluster.weight_transport": "collective", "model.adapter": {"rank": 4}},
+            "weight_transport: collective brings whole weights, but model.adapter is set",
+        ),
         ({"model.tiny": None, "model.path": "./nowhere"}, 'model.path: "./nowhere" does not exist'),
         ({"data.path": "nowhere.jsonl"}, 'data.path: "nowhere.jsonl" does not exist'),
         ({"evaluation.path": "~/nowhere"}, 'evaluation.path: "~/nowhere" does not exist'),
@@ -233,3 +281,38 @@ def test_gpus_are_not_counted_unless_asked_for(monkeypatch):
 
     monkeypatch.setattr(places, "count_gpus", count)
     assert problems_of({}) == ""
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_an_algorithm_sets_its_keys_and_what_is_given_wins(name):
+    changes = {"algorithm.type": name} | ({"rewards.functions": []} if name == "sft" else {})
+    if name == "distill":
+        changes["teacher.path"] = "some/teacher"
+    config = load_config(BASE, changes)
+    for key, value in PRESETS[name].items():
+        assert getattr(config.algorithm, key) == value
+    assert load_config(yaml.safe_load(dump_config(config))) == config, "a complete dump is the same configuration"
+    if name not in ("sft", "online_dpo"):
+        given = load_config(BASE, changes | {"algorithm.loss_average": "max_length"})
+        assert given.algorithm.loss_average == "max_length"
+
+
+def test_defaults_of_an_algorithm_are_no_changes():
+    """Keys that the algorithm itself sets are not refused for having no effect."""
+    for name in ("ppo", "rloo", "reinforce_pp"):  # kl_in: reward, with kl_coef 0
+        assert problems_of({"algorithm.type": name}) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "none"),
+        ({"generator.engine": "vllm"}, "token"),
+        ({"loop.max_staleness": 2}, "clip"),
+        ({"algorithm.type": "reinforce", "loop.max_staleness": 2}, "token"),
+        ({"algorithm.type": "rft", "loop.max_staleness": 2}, "none"),
+        ({"algorithm.type": "online_dpo", "loop.max_staleness": 2}, "none"),
+    ],
+)
+def test_what_is_done_about_the_sampler(changes, expected):
+    assert off_policy_correction(load_config(BASE, changes)) == expected

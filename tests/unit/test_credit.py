@@ -10,12 +10,15 @@ import pytest
 
 from rlft.config.algorithm import AlgorithmConfig
 from rlft.loops.clock import Clock
-from rlft.loops.credit import assign_advantages, reward_matrix, rollout_metrics, select
-from rlft.loops.on_policy import learn
+from rlft.loops.credit import assign_advantages, reward_matrix, rollout_metrics, select, worth_scoring
+from rlft.loops.learning import KlControl, learn
 from rlft.rollout import Rollout
 from rlft.samples import Group, RewardResult, Totals
 from tests.fakes import believed, make_roles
 from tests.helpers import make_config, make_group
+
+N = np.nan
+UNSCALED = AlgorithmConfig(advantage_scale="none")
 
 
 def rewarded(rewards: list[float | None], length: int = 2) -> Group:
@@ -25,14 +28,14 @@ def rewarded(rewards: list[float | None], length: int = 2) -> Group:
 
 
 def test_advantages_stand_on_trained_tokens_only():
-    first, second = assign_advantages([rewarded([1.0, 3.0])], "none")[0].samples
+    first, second = assign_advantages([rewarded([1.0, 3.0])], UNSCALED)[0].samples
     assert first.advantages.tolist() == [0, 0, -1, -1]
     assert second.advantages.tolist() == [0, 0, 1, 1, 1]
     assert first.advantages.dtype == np.float32
 
 
 def test_a_sample_without_reward_has_no_advantage_and_does_not_move_the_mean():
-    samples = assign_advantages([rewarded([1.0, None, 3.0])], "none")[0].samples
+    samples = assign_advantages([rewarded([1.0, None, 3.0])], UNSCALED)[0].samples
     assert samples[1].advantages is None
     assert [samples[0].advantages[2], samples[2].advantages[2]] == [-1, 1]
 
@@ -42,7 +45,8 @@ def test_reward_matrix():
 
 
 def chosen(groups: list[Group], **settings: Any) -> tuple[list[Group], Totals]:
-    return select(assign_advantages(groups, "group"), AlgorithmConfig(**settings), max_new_tokens=8)
+    algorithm = AlgorithmConfig(**settings)
+    return select(assign_advantages(groups, algorithm), algorithm, max_new_tokens=8)
 
 
 def test_failed_samples_are_out_of_training_and_of_the_counts():
@@ -109,7 +113,7 @@ def test_metrics_of_a_rollout():
 def learned(tmp_path: Any, groups: list[Group], changes: dict[str, Any], reference: bool = False) -> tuple[Any, dict]:
     roles, _ = make_roles(reference=reference)
     config = make_config(tmp_path, changes)
-    return roles, learn(roles, assign_advantages(groups, "group"), 7, config, Clock())
+    return roles, learn(roles, groups, 7, config, Clock(), KlControl(config))[1]
 
 
 FOUR = [rewarded([1.0, 0.0], length) for length in (1, 2, 3, 4)]
@@ -182,3 +186,136 @@ def test_metrics_of_episodes_and_of_parts_that_only_some_samples_have():
     assert [metrics[f"episode/{name}"] for name in ("turns_mean", "turns_max", "tool_errors")] == [1.5, 2, 2]
     assert (metrics["reward/environment/mean"], metrics["reward/environment/failed"]) == (1, 0)
     assert metrics["reward/math/failed"] == 1
+
+
+# ---- estimators ----
+
+
+def trained(groups: list[Group]) -> list[list[float] | None]:
+    """Advantages of trained tokens of all samples."""
+    return [
+        None if s.advantages is None else s.advantages[s.loss_mask].tolist() for g in groups for s in g.samples
+    ]  # fmt: skip
+
+
+def with_arrays(group: Group, **arrays: list[list[float]]) -> Group:
+    """Put numbers for trained tokens on samples."""
+    samples = []
+    for i, s in enumerate(group.samples):
+        full = {}
+        for name, rows in arrays.items():
+            full[name] = np.zeros(len(s.token_ids), np.float32)
+            full[name][s.loss_mask] = rows[i]
+        samples.append(replace(s, **full))
+    return group.with_samples(samples)
+
+
+def test_kl_in_the_reward():
+    """k1 of each token off its reward; what a token earns is from there on. Weighed 0.5, unwhitened."""
+    group = with_arrays(
+        rewarded([1.0, 0.0], 2), logprobs=[[-1, -1], [-1, -2, -1]], ref_logprobs=[[-2, -1], [-1, -1, -3]]
+    )
+    settings = AlgorithmConfig(type="reinforce_pp", advantage_scale="none")
+    # rewards: 0 - 0.5, 1 | 0, +0.5, 0 - 1
+    ours = trained(assign_advantages([group], settings, kl_coef=0.5))
+    assert ours == [[0.5, 1.0], [-0.5, -0.5, -1.0]]
+    rloo = AlgorithmConfig(type="rloo")
+    assert trained(assign_advantages([group], rloo, kl_coef=0.5)) == [[1.0, 1.0], [-1.0, -1.0, -1.0]]
+
+
+def test_whitened_over_all_tokens_of_the_step():
+    """Two tokens that earn 1 and three that earn 0: mean 0.4, variance 0.3."""
+    ours = trained(assign_advantages([rewarded([1.0, 0.0], 2)], AlgorithmConfig(type="reinforce_pp")))
+    assert ours[0] == pytest.approx([0.6 / 0.3**0.5] * 2, rel=1e-5)
+    assert ours[1] == pytest.approx([-0.4 / 0.3**0.5] * 3, rel=1e-5)
+
+
+def test_the_groups_mean_goes_first():
+    groups = [rewarded([1.0, 0.0], 1), rewarded([8.0, 6.0], 1)]
+    settings = AlgorithmConfig(type="reinforce_pp_baseline", advantage_scale="none")
+    assert trained(assign_advantages(groups, settings)) == [[0.5], [-0.5] * 2, [1.0], [-1.0] * 2]
+
+
+def test_gae_with_a_critic():
+    group = with_arrays(rewarded([1.0], 2), values=[[0.5, 0.25]])
+    settings = AlgorithmConfig(type="ppo", gae_lambda=0.5, advantage_scale="none")
+    (sample,) = assign_advantages([group], settings)[0].samples
+    assert sample.advantages[sample.loss_mask].tolist() == [0.125, 0.75]
+    assert sample.returns[sample.loss_mask].tolist() == [0.625, 1.0]
+    assert sample.returns[:2].tolist() == [0, 0]
+
+
+def test_rewards_divided_by_their_deviation():
+    group = with_arrays(rewarded([2.0], 2), values=[[0.0, 0.0]])
+    settings = AlgorithmConfig(type="ppo", gae_lambda=1.0, advantage_scale="none", whiten_rewards=True)
+    # rewards 0 and 2: deviation sqrt(2)
+    assert trained(assign_advantages([group], settings))[0] == pytest.approx([2**0.5] * 2, rel=1e-5)
+
+
+def test_accepted_samples_are_imitated():
+    groups = assign_advantages([rewarded([1.0, 0.4, None, 2.0])], AlgorithmConfig(type="rft"))
+    assert trained(groups) == [[1, 1], None, None, [1] * 5]
+    chosen, totals = select(groups, AlgorithmConfig(type="rft"), 8)
+    assert [len(g.samples) for g in chosen] == [2] and totals == Totals(7, 2, 8)
+    everyone = assign_advantages([rewarded([1.0, 1.0])], AlgorithmConfig(type="rft"))
+    assert len(select(everyone, AlgorithmConfig(type="rft"), 8)[0]) == 1, "a group that is all right is worth imitating"
+
+
+def test_pairs_are_the_best_and_the_worst():
+    groups = [rewarded([0.5, 2.0, None, 0.0, 2.0], 1), rewarded([1.0, 1.0], 1), rewarded([3.0, None], 1)]
+    signs = trained(assign_advantages(groups, AlgorithmConfig(type="online_dpo")))
+    assert signs == [None, [1] * 2, None, [-1] * 4, None, None, None, None, None]
+
+
+def test_a_turn_earns_what_comes_after_it():
+    """Two samples of two turns, rewards 1 0 and 0 2 with weight 2, and 0.5 from a function at the end."""
+    sample = rewarded([0.0, 0.0], 4).samples[0]
+    mask = np.array([0, 0, 1, 1, 0, 1], bool)
+    first = replace(sample, loss_mask=mask, reward=2.5, turn_rewards=np.array([N, N, N, 1, N, 0], np.float32))
+    second = replace(sample, loss_mask=mask, reward=4.5, turn_rewards=np.array([N, N, N, 0, N, 2], np.float32))
+    group = rewarded([0.0], 4).with_samples([first, second])
+    settings = AlgorithmConfig(turn_credit=True, advantage_scale="none")
+    # from the first turn on 2.5 and 4.5, from the second on 0.5 and 4.5
+    assert trained(assign_advantages([group], settings, turn_weight=2.0)) == [[-1, -1, -2], [1, 1, 2]]
+    plain = AlgorithmConfig(advantage_scale="none")
+    assert trained(assign_advantages([group], plain, turn_weight=2.0)) == [[-1, -1, -1], [1, 1, 1]]
+
+
+def test_a_teacher_in_the_advantages():
+    """What the teacher's log-prob is above the student's, on top of the group's."""
+    group = with_arrays(rewarded([1.0, 0.0], 1), logprobs=[[-1], [-1, -2]], teacher_logprobs=[[-0.5], [-1, -4]])
+    settings = AlgorithmConfig(teacher_coef=0.5, advantage_scale="none")
+    assert trained(assign_advantages([group], settings)) == [[0.75], [-0.5, -1.5]]
+    alone = AlgorithmConfig(type="distill")
+    assert trained(assign_advantages([group], alone)) == [[0.5], [0, -2]]
+
+
+def test_what_is_worth_a_look():
+    """Flat groups are not scored by a reference, unless they teach something."""
+    groups = [rewarded([1.0, 1.0]), rewarded([1.0, None])]
+    assert len(worth_scoring(groups, AlgorithmConfig())) == 0, "a lone scored sample is compared with nobody"
+    assert [len(g.samples) for g in worth_scoring(groups, AlgorithmConfig(type="ppo"))] == [2, 1]
+    assert len(worth_scoring(groups, AlgorithmConfig(skip_flat_groups=False))) == 2
+    assert len(worth_scoring(groups, AlgorithmConfig(type="rloo", kl_coef=0.1))) == 2
+
+
+def test_kl_follows_its_target():
+    """0.6 nats a sample against a target of 0.1: at most a fifth more for `horizon` samples."""
+    config = make_config("m", {"algorithm.kl_coef": 0.1, "algorithm.kl_target": 0.1, "algorithm.kl_horizon": 4})
+    kl = KlControl(config)
+    group = with_arrays(rewarded([1.0, 0.0], 1), logprobs=[[-1], [-1, -1]], ref_logprobs=[[-1.6], [-1.3, -1.3]])
+    metrics = kl([group])
+    assert metrics == {"kl/sample_mean": pytest.approx(0.6), "kl/coef": 0.1}
+    assert kl.coef == pytest.approx(0.1 * (1 + 0.2 * 2 / 4))
+    assert KlControl(config, 0.7).coef == 0.7
+    assert kl([rewarded([1.0])]) == {}, "nothing was measured"
+
+
+def test_learning_from_uncertain_tokens_only(tmp_path):
+    """The fake learner is as uncertain of a token as its number: half of the tokens, those with the larger ones, keep
+    their advantage. The counts stay those of all."""
+    roles, _ = learned(tmp_path, [rewarded([1.0, 0.0], 2)], {"algorithm.entropy_share": 0.5})
+    ((groups, totals, _),) = roles.learner.given
+    kept = [s.advantages[s.loss_mask] != 0 for g in groups for s in g.samples]
+    assert [k.tolist() for k in kept] == [[False, False], [True, True, True]]  # tokens 10 10 | 11 11 11
+    assert totals.num_tokens == 5

@@ -179,7 +179,8 @@ def test_the_first_turn_is_drawn_as_a_group_and_samples_go_on_by_themselves():
     assert [[s.num_turns for s in g.samples] for g in groups] == [[1, 2], [1, 2]]
     assert [[s.seed for s in g.samples] for g in groups] == [[0, 1], [100, 101]]
     first, *further = talker.calls
-    assert first[:2] == (["7=", "8="], [[0, 1], [100, 101]]) and first[2] == PARAMS
+    drawn = dict(zip(*first[:2], strict=True))  # in the order in which the environments were ready
+    assert drawn == {"7=": [0, 1], "8=": [100, 101]} and first[2] == PARAMS
     assert sorted(text for texts, *_ in further for text in texts) == ["7=go1=", "8=go1="]
     assert all(params.num_samples == 1 for _, _, params, _ in further)
 

@@ -10,8 +10,8 @@ import pytest
 
 from rlft.algorithms.statistics import Mean
 from rlft.config.derived import learning_rate
-from rlft.engines.deepspeed import RankUpdate
 from rlft.engines.learner import RankedLearner
+from rlft.engines.policy_rank import RankUpdate
 from rlft.errors import RunError
 from rlft.samples import Group, Totals, count_totals
 from tests.helpers import make_config, random_groups
@@ -31,7 +31,7 @@ class FakeRanks:
             ]
         if method == "update":
             applied = self.outcomes.pop(0) if self.outcomes else [True] * len(args)
-            return [self._answer(part, ok) for (part, _, _, _), ok in zip(args, applied, strict=True)]
+            return [self._answer(part, ok) for (part, *_), ok in zip(args, applied, strict=True)]
         return [f"{method} of rank {i}" if i == 0 else None for i in range(len(args))]
 
     @staticmethod
@@ -62,12 +62,12 @@ def test_logprobs_come_back_in_the_order_they_were_asked_for(tmp_path):
 def test_update_adds_up_the_ranks(tmp_path):
     groups, ranks = some_groups(), FakeRanks()
     totals = Totals(1000, 9, 8)
-    metrics = learner_of(tmp_path, ranks, lr=0.5).update(groups, totals, step=3)
+    metrics = learner_of(tmp_path, ranks, lr=0.5).update(groups, totals, step=3, kl_coef=0.25)
     ((_, args),) = ranks.calls
-    tokens = [sum(s.num_trained for b in part for g in b for s in g.samples) for part, _, _, _ in args]
+    tokens = [sum(s.num_trained for b in part for g in b for s in g.samples) for part, *_ in args]
     assert sum(tokens) == count_totals(groups, 8).num_tokens
     assert min(tokens) > 0
-    assert all((t, lr, version) == (totals, 0.5, 3) for _, t, lr, version in args)
+    assert all(rest == [totals, 0.5, 3, 0.25] for _, *rest in args)
     assert metrics == {
         "policy/loss": 0.5,  # the ranks' parts of one sum
         "policy/grad_norm": 3.0,
@@ -146,7 +146,11 @@ def test_everything_else_goes_to_all_ranks(tmp_path):
     assert learner.publish(3, everything=True) == "publish of rank 0"
     learner.save(tmp_path)
     learner.restore(tmp_path)
-    assert ranks.calls == [("publish", [(3, True)] * 2), ("save", [(tmp_path,)] * 2), ("restore", [(tmp_path,)] * 2)]
+    assert ranks.calls == [
+        ("publish", [(3, True, False)] * 2),
+        ("save", [(tmp_path,)] * 2),
+        ("restore", [(tmp_path,)] * 2),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,16 +168,18 @@ def test_learning_rates(tmp_path, schedule, expected):
     if schedule != "constant":
         changes["learner.min_lr_ratio"] = 0.1
     config = make_config(tmp_path, changes)
-    np.testing.assert_allclose([learning_rate(config, step) for step in range(7)], 2e-3 * np.array(expected))
+    np.testing.assert_allclose(
+        [learning_rate(config.learner, config.loop.steps, step) for step in range(7)], 2e-3 * np.array(expected)
+    )
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_learning_rate_of_a_single_step_is_the_peak(tmp_path, schedule):
     config = make_config(tmp_path, {"learner.schedule": schedule, "loop.steps": 1, "learner.lr": 0.5})
-    assert learning_rate(config, 0) == 0.5
+    assert learning_rate(config.learner, config.loop.steps, 0) == 0.5
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_beyond_the_last_step_it_stays_down(tmp_path, schedule):
     config = make_config(tmp_path, {"learner.schedule": schedule, "loop.steps": 3, "learner.min_lr_ratio": 0.25})
-    assert learning_rate(config, 9) == pytest.approx(0.25 * 1e-3)
+    assert learning_rate(config.learner, config.loop.steps, 9) == pytest.approx(0.25 * 1e-3)

@@ -192,7 +192,7 @@ def make_rollouts(
 ) -> tuple[Rollouts, Journal, Gates]:  # fmt: skip
     journal = Journal()
     gates = Gates(FakeGenerator(journal, version=0), set(flat))
-    roles = Roles(gates, gates, None, None, background)  # type: ignore[arg-type]
+    roles = Roles(generator=gates, rewarder=gates, learner=None, background=background)  # type: ignore[arg-type]
     return Rollouts(roles, FakePrompts(), config_of(tmp_path, **changes), progress, first_step), journal, gates
 
 

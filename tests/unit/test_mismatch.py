@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,6 @@ def test_the_loop_warns_on_the_runs_console(tmp_path: Path):
     config = make_config(tmp_path, {"loop.steps": 12})
     for learner, expected in ((FakeLearner(journal), []), (Disagreeing(journal), ["step 1", "step 11"])):
         run = FakeRun()
-        players = on_policy.Roles(roles.generator, roles.rewarder, learner, None, background=False)
+        players = replace(roles, learner=learner)
         on_policy.train(players, FakePrompts(), None, run, config)  # type: ignore[arg-type]
         assert [m.removeprefix("warning: ").split(":")[0] for m in run.console.messages] == expected

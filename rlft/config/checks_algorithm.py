@@ -1,0 +1,100 @@
+"""What must hold between the keys of the algorithm, and between them and those of the roles that it needs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from rlft.config.algorithm import PRESETS
+from rlft.config.derived import has_ratio, uses_critic, uses_reference
+from rlft.config.problems import Problem
+from rlft.config.schema import Config
+
+
+def check_type(config: Config) -> Iterator[Problem]:
+    """An algorithm that there is, or a function."""
+    name = config.algorithm.type
+    if name in PRESETS or ":" in name:
+        return
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), PRESETS, n=1, cutoff=0.4)
+    meant = f", did you mean {near[0]}?" if near else "."
+    yield Problem(
+        "algorithm.type",
+        f'found "{name}"{meant} Expected one of {", ".join(PRESETS)}, or a policy loss of your own: my_file.py:my_loss',
+    )
+
+
+def check_comparison(config: Config) -> Iterator[Problem]:
+    """A group large enough to compare samples in, and a scale that fits."""
+    algorithm = config.algorithm
+    if algorithm.advantage in ("group", "leave_one_out", "batch_baseline", "pairs") and algorithm.group_size < 2:
+        yield Problem(
+            "algorithm.group_size",
+            f"1 sample has nothing to be compared with; {algorithm.type} needs at least 2, usually 4 to 16",
+        )
+    if (
+        algorithm.advantage in ("gae", "batch", "batch_baseline", "leave_one_out")
+        and algorithm.advantage_scale == "group"
+    ):
+        yield Problem(
+            "algorithm.advantage_scale",
+            f"group, but algorithm.advantage {algorithm.advantage} knows no groups to scale by; expected batch or none",
+        )
+
+
+def check_policy_loss(config: Config) -> Iterator[Problem]:
+    """Pairs and their loss together; bounds that bound something."""
+    algorithm = config.algorithm
+    if (algorithm.policy_loss == "preference") != (algorithm.advantage == "pairs"):
+        yield Problem(
+            "algorithm.policy_loss",
+            f"{algorithm.policy_loss} with algorithm.advantage {algorithm.advantage}: preference and pairs go together",
+        )
+    if algorithm.policy_loss == "cispo" and algorithm.ratio_cap is None:
+        yield Problem(
+            "algorithm.ratio_cap", "is empty, but algorithm.policy_loss cispo is bounded by nothing else; usual: 5"
+        )
+    if algorithm.policy_loss == "clip" and (algorithm.ratio_cap or 9e9) <= 1 + algorithm.clip_high:
+        yield Problem(
+            "algorithm.ratio_cap",
+            f"{algorithm.ratio_cap:g} is not above 1 + algorithm.clip_high, {1 + algorithm.clip_high:g}: it would "
+            "bound positive advantages too",
+        )
+    if algorithm.off_policy_correction == "clip" and not has_ratio(algorithm):
+        yield Problem(
+            "algorithm.off_policy_correction",
+            f"clip needs an importance ratio, and policy_loss {algorithm.policy_loss} has none; expected token",
+        )
+
+
+def check_teacher(config: Config) -> Iterator[Problem]:
+    """A teacher where one is learned from."""
+    if config.algorithm.teacher_coef > 0 and config.teacher.path is None:
+        yield Problem(
+            "teacher.path", "is empty, but algorithm.teacher_coef is above 0: name a model with the same vocabulary"
+        )
+    if config.algorithm.advantage == "none" and config.algorithm.teacher_coef == 0:
+        yield Problem("algorithm.advantage", "none learns from nothing: no reward counts and there is no teacher")
+
+
+def check_reference(config: Config) -> Iterator[Problem]:
+    """A reference that can become what the policy is."""
+    if config.algorithm.reference_every and config.model.adapter is not None and uses_reference(config):
+        yield Problem(
+            "algorithm.reference_every",
+            "with model.adapter the reference is the model without it and cannot follow; expected 0, or full weights",
+        )
+
+
+def check_critic(config: Config) -> Iterator[Problem]:
+    """A policy that learns at all."""
+    if uses_critic(config) and config.critic.alone_steps >= config.loop.steps:
+        yield Problem(
+            "critic.alone_steps",
+            f"{config.critic.alone_steps} leaves the policy none of loop.steps {config.loop.steps}",
+        )
+
+
+ALGORITHM_CHECKS = (
+    check_type, check_comparison, check_policy_loss, check_teacher, check_reference, check_critic,
+)  # fmt: skip

@@ -1,0 +1,165 @@
+"""One rank of the learner: the policy, its loss, and the ways that its weights take.
+
+What a rank is given is already cut into micro-batches; the sums that it returns are over its own tokens. Knows nothing
+about Ray, rewards or how often it is called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlft.algorithms.statistics import Mean, Stats, joined
+from rlft.algorithms.table import MISMATCH, make_loss
+from rlft.batch import make_pack
+from rlft.config import Config
+from rlft.config.derived import mismatch_stop, off_policy_correction, weight_transport, zero_stage
+from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
+from rlft.engines.scoring import EMPTY, score_micro_batches
+from rlft.engines.transport import Channel, ChannelSeat, share_on_gpu
+from rlft.engines.weights import Places, WeightUpdate, fill_buckets, pack_weights
+from rlft.models.load import load_model, trainable_names
+from rlft.models.policy import Policy
+from rlft.samples import Group, Totals
+
+
+@dataclass(frozen=True)
+class RankUpdate:
+    """What one rank says of one update."""
+
+    loss: float  # this rank's part of the sum
+    stats: Stats  # of this rank's tokens
+    grad_norm: float  # global, before clipping; not finite when the update was skipped or refused
+    applied: bool
+    refused: bool = False  # nothing was applied because sampler and learner are too far apart
+
+
+class PolicyRank:
+    """A rank of the learner."""
+
+    def __init__(self, config: Config, rendezvous: Rendezvous, device: str = "cpu") -> None:
+        """Load the model, join the other ranks and hand the model to DeepSpeed."""
+        self._config, self._where = config, rendezvous
+        self._device = torch.device(device)
+        self._transport, self._channel = weight_transport(config), None
+        self._loss = make_loss(config.algorithm, off_policy_correction(config))
+        self._temperature = 1.0 if config.algorithm.type == "sft" else config.generator.temperature
+        join(rendezvous, self._device)
+        torch.manual_seed(config.run.seed * 1_000_003 + rendezvous.rank)
+        model: Any = load_model(config.model, device, config.run.seed)
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        self._trainable = trainable_names(model)
+        chunk, with_entropy = config.learner.tokens_per_logit_chunk, config.algorithm.entropy_coef > 0
+        self._policy = Policy(model, chunk, entropy_gradient=with_entropy)
+        stage = zero_stage(config.learner, config.model.dtype)
+        self._engine = ZeroEngine(self._policy, config.learner, stage, config.model.dtype, rendezvous, self._device)
+
+    def logprobs(self, micro_batches: Sequence[Sequence[Group]]) -> list[list[list[np.ndarray]]]:
+        """Log-probs of trained tokens, [micro-batch][group][sample] -> f32 [T]."""
+        return self._scored(micro_batches, "logprobs")
+
+    def entropies(self, micro_batches: Sequence[Sequence[Group]]) -> list[list[list[np.ndarray]]]:
+        """Entropies of the distributions in their places, shaped alike."""
+        return self._scored(micro_batches, "entropy")
+
+    def _scored(self, micro_batches: Sequence[Sequence[Group]], what: str) -> list[list[list[np.ndarray]]]:
+        self._engine.eval()
+        with torch.no_grad():
+            return score_micro_batches(
+                lambda pack: getattr(self._engine(pack, self._temperature), what), micro_batches, self._device
+            )
+
+    def update(
+        self, micro_batches: Sequence[Sequence[Group]], totals: Totals, lr: float, version: int, kl_coef: float
+    ) -> RankUpdate:
+        """One optimizer step, which begins with weights of this version. Every rank is given as many micro-batches as
+        every other. A refused update leaves the weights as they are; it is the run's last, because its gradients stay
+        in DeepSpeed."""
+        self._engine.train()
+        loss_sum, parts = 0.0, list[Stats]()
+        for number, groups in enumerate(micro_batches, 1):
+            average = self._config.algorithm.loss_average
+            pack = make_pack(groups or [EMPTY], totals if groups else None, average, self._device, version)
+            loss, stats = self._loss(self._engine(pack, self._temperature), pack, kl_coef)
+            loss_sum += float(loss.detach())
+            self._engine.accumulate(loss if math.isfinite(loss_sum) else loss * math.nan, number == len(micro_batches))
+            if groups:
+                parts.append(stats)
+        stats = joined(parts)
+        if not self._mismatch(loss_sum, stats) <= mismatch_stop(self._config):  # also when it is NaN
+            return RankUpdate(loss_sum, stats, math.nan, applied=False, refused=True)
+        grad_norm, applied = self._engine.step(lr)
+        return RankUpdate(loss_sum, stats, grad_norm, applied)
+
+    def _mismatch(self, loss: float, stats: Stats) -> float:
+        """Mean difference of log-probs between sampler and learner over the fresh tokens of all ranks, the same number
+        on each of them. 0 when there are none, and when the loss is not finite: then `step` skips the update."""
+        mine = stats.get(MISMATCH, Mean(0.0, 0))
+        assert isinstance(mine, Mean)
+        total_loss, total, count = self._engine.sum_over_ranks([loss, mine.total, mine.count])
+        return total / count if count and math.isfinite(total_loss) else 0.0
+
+    def join(self, seat: ChannelSeat) -> None:
+        """On rank 0: open the channel over which weights are broadcast, and wait for the generators there."""
+        self._channel = Channel(seat, self._device)
+
+    def publish(self, version: int, everything: bool, carried: bool) -> WeightUpdate | None:
+        """The weights, on rank 0; other ranks take part in gathering and return None. To be broadcast: what `send` will
+        send. On GPUs that are shared: every rank's tensors as they lie there."""
+        transport = "memory" if carried else self._transport
+        if transport == "ipc":
+            return share_on_gpu(dict(self._gathered(self._published(everything))), version, everything, self._trainable)
+        if transport == "collective":
+            return self._announced(version, everything) if self._where.rank == 0 else None
+        tensors = self._gathered(self._published(everything))
+        if self._where.rank == 0:
+            return pack_weights(tensors, version, everything, self._trainable)
+        deque(tensors, maxlen=0)  # takes part in gathering, keeps nothing
+        return None
+
+    def send(self, everything: bool) -> None:
+        """Broadcast what `publish` announced. Returns when the generators have it."""
+        tensors = self._gathered(self._published(everything))
+        if self._where.rank == 0:
+            assert self._channel is not None
+            self._channel.send(fill_buckets(tensors, self._device))
+        else:
+            deque(tensors, maxlen=0)
+
+    def _published(self, everything: bool) -> list[str]:
+        return [n for n, _ in self._policy.model.named_parameters()] if everything else self._trainable
+
+    def _announced(self, version: int, everything: bool) -> WeightUpdate:
+        parameters: dict[str, Any] = dict(self._policy.model.named_parameters())
+        places = Places()
+        named = [(name, parameters[name]) for name in self._published(everything)]
+        entries = tuple(places.add(n, getattr(p, "ds_shape", p.shape), p.dtype) for n, p in named)
+        return WeightUpdate(version, entries, tuple(places.sizes), everything, tuple(self._trainable), "collective")
+
+    def _gathered(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        return self._engine.gathered(dict(self._policy.model.named_parameters()), names)
+
+    def save(self, folder: Path) -> None:
+        """Hugging Face model (or adapter) into `folder`, DeepSpeed's and random state into `folder`/learner."""
+        names = [name for name, _ in self._policy.model.named_parameters()]
+        tensors = self._gathered(names if self._config.model.adapter is None else self._trainable)
+        model: Any = self._policy.model
+        if self._where.rank == 0:
+            model.save_pretrained(folder, state_dict=None if self._engine.stage < 3 else dict(tensors))
+        else:
+            deque(tensors, maxlen=0)  # takes part in gathering, keeps nothing
+        self._engine.save(folder / "learner")
+
+    def restore(self, folder: Path) -> None:
+        """Back to what `save` wrote."""
+        self._engine.restore(folder / "learner")
