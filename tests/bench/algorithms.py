@@ -31,7 +31,7 @@ RUNS: dict[str, list[str]] = {  # flags of the yardstick, and behind --set keys 
     "rloo": ["--set"],
     "reinforce_pp": [*ALONE, "--set"],
     "reinforce_pp_baseline": ["--set"],
-    "ppo": [*ALONE, "--set", "critic.lr=1e-3"],
+    "ppo": [*ALONE, "--set", "critic.lr=1e-3", "algorithm.num_minibatches=2"],
     "rft": ["--set"],
     "online_dpo": ["--set"],
     "distill": [*ALONE, "--set", "algorithm.advantage_scale=none"],
