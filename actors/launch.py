@@ -10,6 +10,7 @@ from typing import Any
 
 from actors.process import prepare
 from rewards.combine import RewardSet
+from rlft.algorithms.users import load_loss
 from rlft.config import Config, derived
 from rlft.config.data import DataConfig
 from rlft.config.derived import environment_weight, weight_transport
@@ -61,6 +62,8 @@ def train(
     reward_set, environment = None, None
     if config.algorithm.type != "sft":
         check_engine(config)
+        if ":" in config.algorithm.type:
+            load_loss(config.algorithm.type)
         environment = configured_environment(config)
         optional = config.algorithm.advantage == "none"
         reward_set = RewardSet(config.rewards, rewards, environment_weight(config), may_be_empty=optional)

@@ -6,7 +6,7 @@ Knows nothing about Ray; a RewardSet can be sent to a worker, where functions fr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,8 @@ class RewardSet:
                 "--rewards.functions '[{function: math}]', or pass rewards=[my_function]."
             )
         self._caller = Caller()
+        self._weights = {reward.name: reward.weight for reward in self.rewards}
+        self._weights[ENVIRONMENT] = 1.0 if environment_weight is None else environment_weight
 
     @property
     def names(self) -> list[str]:
@@ -79,19 +81,9 @@ class RewardSet:
                 parts = {ENVIRONMENT: sample.reward_parts[ENVIRONMENT], **parts}
             if not parts and not self._no_rewards:
                 parts = {ENVIRONMENT: RewardResult(None, "none", "no turn of the episode was given a reward")}
-            samples.append(replace(sample, reward=self._total(parts), reward_parts=parts))
+            parts = {name: replace(part, weight=self._weights[name]) for name, part in parts.items()}
+            samples.append(replace(sample, reward=_total(parts), reward_parts=parts))
         return group.with_samples(samples)
-
-    def _total(self, parts: dict[str, RewardResult]) -> float | None:
-        weights = {reward.name: reward.weight for reward in self.rewards}
-        if self._environment_weight is not None:
-            weights[ENVIRONMENT] = self._environment_weight
-        total = 0.0
-        for name, part in parts.items():
-            if part.value is None:
-                return None
-            total += weights[name] * part.value
-        return total
 
     def _free_name(self, name: str, reserved: Sequence[str]) -> str:
         taken = {*self.names, *reserved}
@@ -99,6 +91,16 @@ class RewardSet:
         while free in taken:
             free, number = f"{name}_{number}", number + 1
         return free
+
+
+def _total(parts: Mapping[str, RewardResult]) -> float | None:
+    """The weighted sum; None when a part has no value."""
+    total = 0.0
+    for part in parts.values():
+        if part.value is None:
+            return None
+        total += part.weight * part.value
+    return total
 
 
 def check_failures(groups: Sequence[Group], max_failed_fraction: float) -> None:

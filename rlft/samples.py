@@ -37,6 +37,7 @@ class RewardResult:
     status: RewardStatus
     detail: str = ""  # for people: the error, or why
     seconds: float = 0.0
+    weight: float = 1.0  # in the sample's reward
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,3 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     moved = values - old_values
     bounded = (old_values + moved.clamp(-clip, clip) - returns) ** 2
     return TokenLoss(0.5 * torch.maximum(plain, bounded), (moved.abs() > clip) & (bounded > plain))
-
-
-def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(return - value) / Var(return): 1 for a perfect critic, 0 for one that says the mean, NaN where returns do
-    not vary."""
-    spread = returns.double().var(unbiased=False)
-    if len(returns) == 0 or float(spread) == 0:
-        return float("nan")
-    return float(1 - (returns - values).double().var(unbiased=False) / spread)

@@ -11,7 +11,7 @@ from rlft.config.base import Section
 
 # What off_policy_correction comes to: see rlft.config.derived.
 Correction = Literal["clip", "token", "sequence", "none"]
-Advantage = Literal["group", "leave_one_out", "batch", "batch_baseline", "gae", "accepted", "pairs", "none"]
+Advantage = Literal["group", "parts", "leave_one_out", "batch", "batch_baseline", "gae", "accepted", "pairs", "none"]
 PolicyLoss = Literal["clip", "sequence_clip", "sample_clip", "cispo", "sapo", "vespo", "reinforce", "preference"]
 
 _GSPO = {"policy_loss": "sequence_clip", "clip_low": 3e-4, "clip_high": 4e-4}
@@ -20,6 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dr_grpo": {"advantage_scale": "none", "loss_average": "max_length"},
     "bnpo": {"loss_average": "token"},
     "dapo": {"clip_high": 0.28, "loss_average": "token", "replace_flat_groups": 64},
+    "gdpo": {"advantage": "parts", "advantage_scale": "batch"},
     "gspo": {**_GSPO, "loss_average": "sequence"},
     "luspo": {**_GSPO, "loss_average": "sample_sum"},
     "cispo": {"policy_loss": "cispo", "ratio_cap": 5.0},
@@ -49,18 +50,19 @@ class AlgorithmConfig(Section):
     """algorithm: what is optimised. `type` sets the keys that make it that algorithm; a key given beside it wins."""
 
     type: str = "grpo"
-    """`grpo` (Shao et al. 2024), `dr_grpo`, `bnpo`, `dapo`, `gspo`, `luspo`, `cispo`, `sapo`, `vespo`: groups of
-    samples compared with each other. `rloo`, `reinforce`, `reinforce_pp`, `reinforce_pp_baseline`: REINFORCE with
+    """`grpo` (Shao et al. 2024), `dr_grpo`, `bnpo`, `dapo`, `gdpo`, `gspo`, `luspo`, `cispo`, `sapo`, `vespo`: groups
+    of samples compared with each other. `rloo`, `reinforce`, `reinforce_pp`, `reinforce_pp_baseline`: REINFORCE with
     baselines. `ppo`: with a critic. `rft`: sample, keep what the reward accepts, imitate it. `online_dpo`: pairs of the
     best and the worst of a group. `distill`: a teacher scores what the student says. `sft`: supervised, no samples. Or
     a policy loss of your own, `my_file.py:my_loss`."""
     group_size: int = Field(default=8, ge=1)
     """Samples per prompt. What compares them with each other needs at least 2."""
     advantage: Advantage = "group"
-    """How rewards become advantages. `group`: less the group's mean. `leave_one_out`: less the mean of the others.
-    `batch`: whitened over all tokens of the step. `batch_baseline`: the group's mean goes first. `gae`: a critic's
-    estimates. `accepted`: 1 from accept_reward on, the rest is left out. `pairs`: the best and the worst of each group.
-    `none`: the reward is only reported, as with a teacher alone."""
+    """How rewards become advantages. `group`: less the group's mean. `parts`: each reward function's values less the
+    group's mean, by their deviation, then added up: no function drowns another by its scale. `leave_one_out`: less the
+    mean of the others. `batch`: whitened over all tokens of the step. `batch_baseline`: the group's mean goes first.
+    `gae`: a critic's estimates. `accepted`: 1 from accept_reward on, the rest is left out. `pairs`: the best and the
+    worst of each group. `none`: the reward is only reported, as with a teacher alone."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
     """Divide by the standard deviation of the group's rewards, the batch's, or not at all."""
     turn_credit: bool = False

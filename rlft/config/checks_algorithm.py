@@ -10,6 +10,8 @@ from rlft.config.derived import has_ratio, uses_critic, uses_reference
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 
+_WITHOUT_GROUPS = ("gae", "batch", "batch_baseline", "leave_one_out")  # which have no groups' deviations to scale by
+
 
 def check_type(config: Config) -> Iterator[Problem]:
     """An algorithm that there is, or a function."""
@@ -27,15 +29,15 @@ def check_type(config: Config) -> Iterator[Problem]:
 def check_comparison(config: Config) -> Iterator[Problem]:
     """A group large enough to compare samples in, and a scale that fits."""
     algorithm = config.algorithm
-    if algorithm.advantage in ("group", "leave_one_out", "batch_baseline", "pairs") and algorithm.group_size < 2:
+    if (
+        algorithm.advantage in ("group", "parts", "leave_one_out", "batch_baseline", "pairs")
+        and algorithm.group_size < 2
+    ):
         yield Problem(
             "algorithm.group_size",
             f"1 sample has nothing to be compared with; {algorithm.type} needs at least 2, usually 4 to 16",
         )
-    if (
-        algorithm.advantage in ("gae", "batch", "batch_baseline", "leave_one_out")
-        and algorithm.advantage_scale == "group"
-    ):
+    if algorithm.advantage in _WITHOUT_GROUPS and algorithm.advantage_scale == "group":
         yield Problem(
             "algorithm.advantage_scale",
             f"group, but algorithm.advantage {algorithm.advantage} knows no groups to scale by; expected batch or none",

@@ -39,7 +39,7 @@ def flat_is_useless(algorithm: AlgorithmConfig) -> bool:
     """Whether a group whose rewards are all equal cannot teach anything: samples are compared with each other alone,
     and by nothing but their rewards."""
     in_reward = algorithm.kl_in == "reward" and algorithm.kl_coef > 0
-    compared = algorithm.advantage in ("group", "leave_one_out", "pairs")
+    compared = algorithm.advantage in ("group", "leave_one_out", "pairs")  # not parts, which may cancel in the sum
     return compared and not (in_reward or algorithm.turn_credit or algorithm.teacher_coef)
 
 

@@ -16,9 +16,10 @@ DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", ".gz")
 
 def check_paths(config: Config) -> Iterator[Problem]:
     """Files and folders that do not exist. A name on the Hub is left to whoever loads it."""
-    model = config.model.path
-    if model and _is_local_model(model) and not Path(model).expanduser().exists():
-        yield Problem("model.path", f'"{model}" does not exist{near_files(Path(model).expanduser())}')
+    models = {"model": config.model.path, "teacher": config.teacher.path, "critic": config.critic.path}
+    for role, model in models.items():
+        if model and _is_local_model(model) and not Path(model).expanduser().exists():
+            yield Problem(f"{role}.path", f'"{model}" does not exist{near_files(Path(model).expanduser())}')
     for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
         if path and (_is_local(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).expanduser().exists():
             yield Problem(key, f'"{path}" does not exist{near_files(Path(path).expanduser(), DATA_SUFFIXES)}')
@@ -28,6 +29,8 @@ def check_paths(config: Config) -> Iterator[Problem]:
     named = {f"rewards.functions.{i}.function": reward.function for i, reward in enumerate(config.rewards.functions)}
     if config.environment is not None:
         named["environment.function"] = config.environment.function
+    if ":" in config.algorithm.type:
+        named["algorithm.type"] = config.algorithm.type
     for key, function in named.items():
         file, colon, _ = function.rpartition(":")
         if colon and file.endswith(".py") and not Path(file).expanduser().is_file():

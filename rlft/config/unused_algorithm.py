@@ -82,9 +82,9 @@ ALGORITHM_RULES = (
     ),
     _algorithm(lambda a: a.advantage != "accepted", "accept_reward", "algorithm.advantage is not accepted"),
     _algorithm(
-        lambda a: a.advantage in ("accepted", "pairs", "none"),
+        lambda a: a.advantage in ("accepted", "pairs", "parts", "none"),
         "advantage_scale turn_credit",
-        "algorithm.advantage gives every trained token the same",
+        "algorithm.advantage gives every trained token of a sample the same, on a scale of its own",
     ),
     _algorithm(
         lambda a: not flat_is_useless(a),

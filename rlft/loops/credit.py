@@ -16,6 +16,7 @@ from rlft.algorithms.advantages import (
     gae,
     group_advantages,
     leave_one_out_advantages,
+    normalized_sum,
     token_returns,
     whiten,
 )
@@ -164,6 +165,23 @@ def _stairs(starts: np.ndarray, heights: Sequence[float], length: int) -> np.nda
     return np.array(heights)[np.searchsorted(starts, np.arange(length), side="right") - 1]
 
 
+def _parts(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
+    """Group advantages of each reward function, weighed, added up and whitened (GDPO)."""
+    weights = {name: part.weight for g in groups for s in g.samples for name, part in s.reward_parts.items()}
+    whole = {"": 1.0} if not weights else {}  # a reward that came without parts is its own only one
+    values = np.full((len(groups), max((len(row) for row in rewards), default=0), len(weights | whole)), np.nan)
+    for p, (group, row) in enumerate(zip(groups, rewards, strict=True)):
+        for i, (sample, r) in enumerate(zip(group.samples, row, strict=True)):
+            parts = {name: part.value for name, part in sample.reward_parts.items()} | {"": sample.reward}
+            if r is not None:
+                values[p, i] = [np.nan if parts.get(name) is None else parts[name] for name in weights | whole]
+    each = normalized_sum(values, np.array(list((weights | whole).values())))
+    advantages: Rows = [
+        [None if r is None else np.full(len(r), each[p, i]) for i, r in enumerate(row)] for p, row in enumerate(rewards)
+    ]
+    return advantages, _nothing(rewards)
+
+
 def _batch(baseline: bool) -> Estimator:
     """Returns of tokens, whitened over the step. With `baseline` the mean of its group's rewards goes off each sample's
     last token first."""
@@ -235,6 +253,7 @@ def _none(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> 
 
 ESTIMATORS: dict[str, Estimator] = {
     "group": _by_group(lambda rewards, settings: group_advantages(rewards, settings.advantage_scale)),
+    "parts": _parts,
     "leave_one_out": _by_group(lambda rewards, settings: leave_one_out_advantages(rewards, settings.advantage_scale)),
     "batch": _batch(baseline=False),
     "batch_baseline": _batch(baseline=True),

@@ -111,7 +111,7 @@ def test_a_loss_from_a_users_file(task: Path, capsys: pytest.CaptureFixture[str]
             "my_file.py:greedy asks for temperature. A policy loss is offered logprobs, old_logprobs",
         ),
         ("my_file.py:nothing", "my_file.py has no function 'nothing'. Functions there: my_loss, summed, greedy"),
-        ("not_there.py:loss", "the file not_there.py does not exist"),
+        ("not_there.py:loss", 'algorithm.type: the file "not_there.py" does not exist. Near it: my_file.py'),
     ],
 )
 def test_a_loss_that_does_not_fit_is_bad_input(

@@ -261,6 +261,19 @@ def test_accepted_samples_are_imitated():
     assert len(select(everyone, AlgorithmConfig(type="rft"), 8)[0]) == 1, "a group that is all right is worth imitating"
 
 
+def test_reward_functions_apart():
+    """0 1 and 100 0, the second weighed by a half: -a + a/2 and a - a/2 with a = 1 / sqrt(2); whitened. One that failed
+    is left out."""
+    parts = [
+        {"x": RewardResult(x, "ok"), "y": RewardResult(y, "ok", weight=0.5)} for x, y in ((0, 100), (1, 0), (1, 1))
+    ]
+    group = rewarded([50.0, 1.0, None], 1)
+    group = group.with_samples([replace(s, reward_parts=p) for s, p in zip(group.samples, parts, strict=True)])
+    ours = trained(assign_advantages([group], AlgorithmConfig(type="gdpo")))
+    assert ours[2] is None
+    assert [a[0] for a in ours[:2]] == pytest.approx([-(0.5**0.5), 0.5**0.5], rel=1e-3)
+
+
 def test_pairs_are_the_best_and_the_worst():
     groups = [rewarded([0.5, 2.0, None, 0.0, 2.0], 1), rewarded([1.0, 1.0], 1), rewarded([3.0, None], 1)]
     signs = trained(assign_advantages(groups, AlgorithmConfig(type="online_dpo")))

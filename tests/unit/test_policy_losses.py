@@ -21,7 +21,7 @@ from rlft.algorithms.policy import (
     sum_by_sample,
     vespo_loss,
 )
-from rlft.algorithms.value import clipped_value_loss, explained_variance
+from rlft.algorithms.value import clipped_value_loss
 
 LOG2 = math.log(2)
 
@@ -178,11 +178,3 @@ def test_value_loss():
     assert slopes(got.per_token, values) == pytest.approx([0.0, 1.0])
     assert got.clipped.tolist() == [True, False]
     assert clipped_value_loss(values, numbers(0, 0), numbers(2, 0), None).per_token.tolist() == [0.5, 0.5]
-
-
-def test_explained_variance():
-    returns = numbers(0.0, 1.0, 2.0)
-    assert explained_variance(returns, returns) == 1
-    assert explained_variance(numbers(1, 1, 1), returns) == 0
-    assert explained_variance(returns + 5, returns) == 1, "what is off by a constant explains all differences"
-    assert math.isnan(explained_variance(numbers(1, 2), numbers(3, 3)))
