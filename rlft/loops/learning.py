@@ -5,7 +5,7 @@ Knows the roles only by their Protocols.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,7 @@ def _update(judges: Judges, groups: Sequence[Group], step: int, config: Config, 
         return learner.update(part, totals, step, kl_coef)
     seen = [g.with_samples([s for s in g.samples if s.returns is not None]) for g in groups]
     seen = [g for g in seen if g.samples]
-    if step < config.critic.warmup_steps:
+    if step < config.critic.alone_steps:
         return critic.update(seen, count_totals(seen, totals.max_new_tokens), step) | {"policy/skipped_updates": 0.0}
     calls = (
         lambda: learner.update(part, totals, step, kl_coef),
@@ -107,22 +107,25 @@ def _update(judges: Judges, groups: Sequence[Group], step: int, config: Config, 
 
 
 def look_at(judges: Judges, groups: Sequence[Group], config: Config, clock: Clock) -> list[Group]:
-    """Everything that must be known of samples before their advantages are."""
-    worth = worth_scoring(groups, config.algorithm)
-    found: dict[str, Any] = {}
-    if judges.scorer is not None:
-        with clock("reference"):
-            found["ref_logprobs"] = judges.scorer.logprobs(worth)
-    if judges.teacher is not None:
-        with clock("teacher"):
-            if config.algorithm.teacher_signal == "sampled":
-                found["teacher_logprobs"] = judges.teacher.logprobs(worth)
-            else:
-                found["teacher_top"] = judges.teacher.top_tokens(worth, config.algorithm.teacher_top_k)
-    if judges.critic is not None:
-        with clock("values"):
-            found["values"] = judges.critic.values(worth)
-    groups = annotate(groups, worth, found)
+    """Everything that must be known of samples before their advantages are; who knows it works at the same time."""
+    worth, settings = worth_scoring(groups, config.algorithm), config.algorithm
+    asked: dict[str, tuple[str, Callable[[], Any]]] = {}  # field of the sample: stage for the clock, call
+    if (scorer := judges.scorer) is not None:
+        asked["ref_logprobs"] = "reference", lambda: scorer.logprobs(worth)
+    if (critic := judges.critic) is not None:
+        asked["values"] = "values", lambda: critic.values(worth)
+    if (teacher := judges.teacher) is not None and settings.teacher_signal == "sampled":
+        asked["teacher_logprobs"] = "teacher", lambda: teacher.logprobs(worth)
+    elif teacher is not None:
+        asked["teacher_top"] = "teacher", lambda: teacher.top_tokens(worth, settings.teacher_top_k)
+
+    def timed(stage: str, call: Callable[[], Any]) -> Any:
+        with clock(stage):
+            return call()
+
+    calls = [lambda stage=stage, call=call: timed(stage, call) for stage, call in asked.values()]
+    answers = together(*calls) if judges.background else [call() for call in calls]
+    groups = annotate(groups, worth, dict(zip(asked, answers, strict=True)))
     refuse_what_is_not_finite(groups)
     return groups
 

@@ -1,4 +1,5 @@
-"""Two ends of one operation, run side by side: the first that fails is heard at once, whatever the other waits for."""
+"""Calls that wait for different processes, run side by side: the first that fails is heard at once, whatever the others
+wait for."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 
-def together(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, Any]:
-    """What both return. Raises what either raises, without waiting for the other, which then is left to end with its
-    process; each has a bound on its own waits."""
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """What all of them return. Raises what any of them raises, without waiting for the others, which then are left to
+    end with their process; each has a bound on its own waits."""
     ended: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
 
     def run(number: int, call: Callable[[], Any]) -> None:
@@ -19,12 +20,12 @@ def together(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[Any, 
         except BaseException as error:
             ended.put((number, None, error))
 
-    for number, call in enumerate((first, second)):
+    for number, call in enumerate(calls):
         threading.Thread(target=run, args=(number, call), name=f"together-{number}", daemon=True).start()
-    results: dict[int, Any] = {}
-    while len(results) < 2:
+    results: list[Any] = [None] * len(calls)
+    for _ in calls:
         number, result, error = ended.get()
         if error is not None:
             raise error
         results[number] = result
-    return results[0], results[1]
+    return results

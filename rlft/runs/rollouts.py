@@ -23,7 +23,7 @@ def rollouts_path(folder: Path, step: int) -> Path:
 
 def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
     """Write the samples of one step into `folder` (the run's rollouts folder), one row a sample in the groups' order.
-    `completion` leaves special tokens out; `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the
+    `completion` leaves special tokens out; `advantages` are there where a sample's tokens have different ones; `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the
     prompt. What an environment said is in all of them, with loss_mask false."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -37,6 +37,7 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
         "completion": text,
         "reward": real,
         "advantage": real,
+        "advantages": pa.list_(pa.float32()),
         "weight_version_min": whole,
         "weight_version_max": whole,
         "num_tokens": whole,
@@ -95,7 +96,7 @@ def _row(step: int, group: Group, index: int, sample: Sample) -> dict[str, Any]:
         "prompt": _text(group.prompt.text),
         "completion": _text(sample.text),
         "reward": sample.reward,
-        "advantage": _first_advantage(sample),
+        **_advantages(sample),
         "weight_version_min": int(versions.min()) if len(versions) else None,
         "weight_version_max": int(versions.max()) if len(versions) else None,
         "num_tokens": len(sample.token_ids) - start,
@@ -116,11 +117,12 @@ def _row(step: int, group: Group, index: int, sample: Sample) -> dict[str, Any]:
     return row
 
 
-def _first_advantage(sample: Sample) -> float | None:
-    """The advantage at the first trained token; group methods give every token of a sample the same."""
+def _advantages(sample: Sample) -> dict[str, Any]:
+    """The advantage at the first trained token, and where they differ, as with a critic, those of all trained tokens."""
     if sample.advantages is None or not sample.loss_mask.any():
-        return None
-    return float(sample.advantages[sample.loss_mask.argmax()])
+        return {"advantage": None, "advantages": None}
+    trained = sample.advantages[sample.loss_mask]
+    return {"advantage": float(trained[0]), "advantages": None if (trained == trained[0]).all() else trained.tolist()}
 
 
 def _text(text: str) -> str:

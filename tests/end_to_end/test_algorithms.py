@@ -42,6 +42,9 @@ def test_trains(task: Path, name: str) -> None:
     if name == "ppo":
         assert all(line["critic/grad_norm"] > 0 and line["critic/value_mean"] != 0 for line in lines[1:])
         assert lines[0]["critic/return_mean"] == pytest.approx(lines[0]["reward/mean"], abs=0.1), "values begin with 0"
+        rows = rollouts_of(folder)
+        each = [row for row in rows if row["advantages"] is not None]
+        assert len(each) > len(rows) / 2 and all(len(row["advantages"]) == row["num_tokens"] for row in each)
     if name == "rft":
         rows = rollouts_of(folder)
         assert all((row["advantage"] == 1) is (row["reward"] >= 0.25) for row in rows)
@@ -52,6 +55,22 @@ def test_trains(task: Path, name: str) -> None:
         for group in groups:
             mine = {row["advantage"]: row["reward"] for row in rollouts_of(folder) if row["prompt_id"] == group}
             assert mine[1] > mine[-1]
+
+
+def test_a_critic_may_learn_first(task: Path) -> None:
+    changes = {
+        "algorithm.type": "ppo",
+        "critic.lr": 1e-3,
+        "critic.alone_steps": 2,
+        "loop.save_every": 1,
+        "loop.keep_checkpoints": 5,
+    }
+    folder = run(task, "alone", {**changes, "loop.steps": 4})
+    first, second, third, fourth = [weights_of(folder, step) for step in range(1, 5)]
+    assert first == second != third != fourth
+    lines = metrics_of(folder)
+    assert ["policy/loss" in line for line in lines] == [False, False, True, True]
+    assert all(line["critic/grad_norm"] > 0 for line in lines)
 
 
 @pytest.mark.parametrize("signal", ["sampled", "reverse_kl", "forward_kl", "js"])

@@ -47,6 +47,7 @@ def test_round_trip(tmp_path: Path):
         "completion": "= 4",
         "reward": 0.5,
         "advantage": 1.5,
+        "advantages": None,
         "weight_version_min": 3,
         "weight_version_max": 4,
         "num_tokens": 3,
