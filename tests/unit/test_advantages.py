@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.algorithms.advantages import (
@@ -91,6 +91,7 @@ def test_rewards_whitened_over_the_batch():
     assert np.isnan(batch_advantages(np.array([[NAN]]), baseline=True)).all()
 
 
+@settings(deadline=None)
 @given(rewards_of_groups, st.floats(-5, 5).map(lambda x: round(x, 3)))
 def test_a_constant_for_a_whole_group_changes_nothing(rewards, constant):
     rewards = np.array(rewards)
@@ -102,6 +103,7 @@ def test_a_constant_for_a_whole_group_changes_nothing(rewards, constant):
     np.testing.assert_allclose(batch_advantages(shifted, True), batch_advantages(rewards, True), atol=1e-6)
 
 
+@settings(deadline=None)
 @given(rewards_of_groups, st.randoms(use_true_random=False))
 def test_the_order_of_samples_changes_nothing(rewards, random):
     rewards = np.array(rewards)
@@ -117,6 +119,7 @@ def test_the_order_of_samples_changes_nothing(rewards, random):
         np.testing.assert_allclose(mixed, batch_advantages(rewards, baseline)[:, order], atol=1e-9)
 
 
+@settings(deadline=None)
 @given(st.floats(-10, 10), st.integers(1, 6))
 def test_equal_rewards_and_lone_samples_teach_nothing(reward, size):
     rewards = np.full((2, size), reward)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.algorithms.divergences import importance_weighted, k1_divergence, k2_divergence, k3_divergence
@@ -139,6 +139,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_the_order_of_tokens_changes_nothing(name, seed, count):
     """Tokens of all samples in any order, with their sample's index: each keeps its loss, its mark and its slope."""
