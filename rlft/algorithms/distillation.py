@@ -46,7 +46,8 @@ def jensen_shannon(student_MK: Tensor, teacher_MK: Tensor, mix: float = 0.5) -> 
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p.exp() * (p - q)).sum(-1)
+    gap = (p - q).masked_fill(p == -math.inf, 0.0)  # what p never says costs nothing, and 0 * inf would be NaN
+    return (p.exp() * gap).sum(-1)
 
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 20.0  # of a whole sample: exp of 500 tokens' 0.2 is inf in float32, and 0 * inf a gradient of NaN
+
 
 class TokenLoss(NamedTuple):
     """Loss of each token, and where a bound on the ratio decided it."""
@@ -92,16 +94,21 @@ def sequence_clipped_loss(
     clip_low: float,
     clip_high: float,
     mean: bool = True,
+    dual_clip: float | None = None,
+    ratio_cap: float | None = None,
 ) -> TokenLoss:
-    """The clipped surrogate with one ratio for a whole sample, the same at each of its tokens.
+    """The clipped surrogate with one ratio for a whole sample, the same at each of its tokens. `dual_clip` and
+    `ratio_cap` as in `clipped_policy_loss`.
 
     With `mean` the ratio is the geometric mean of the tokens', exp(mean of (logprob - old_logprob)): GSPO (Zheng et al.
     2025, arXiv:2507.18071, eq. 5-7); its bounds are of the order 3e-4. Otherwise it is their product, exp(sum): that of
     the sample as one action, as in RLOO (Ahmadian et al. 2024, arXiv:2402.14740). Averaged over the tokens of each
     sample, then over samples, this is the papers' loss; multiplied by lengths it is LUSPO's (loss_average sample_sum).
+    A ratio is at most exp(20); a sample beyond that is left alone.
     """
     gather = mean_by_sample if mean else sum_by_sample
-    return _clipped(torch.exp(gather(logprobs - old_logprobs, sample_of)), advantages, clip_low, clip_high)
+    ratio = torch.exp(gather(logprobs - old_logprobs, sample_of).clamp(max=MAX_LOG_RATIO))
+    return _clipped(ratio, advantages, clip_low, clip_high, dual_clip, ratio_cap)
 
 
 def cispo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, ratio_cap: float) -> TokenLoss:
@@ -166,7 +173,9 @@ def high_entropy(entropy: Tensor, share: float) -> Tensor:
     rule", arXiv:2506.01939). Pass all tokens of an update at once: the quantile is over what is given."""
     if not len(entropy):
         return torch.zeros(0, dtype=torch.bool, device=entropy.device)
-    at = (len(entropy) - 1) * (1 - share)  # interpolated as torch.quantile does, which takes 16 million values at most
+    # Interpolated as torch.quantile does, which takes 16 million values at most. Rounded, because 10 * (1 - 0.7) is
+    # a bit more than 3, and the token at 3 would be left out.
+    at = round((len(entropy) - 1) * (1 - share), 9)
     low, ordered = int(at), entropy.sort().values
     high = min(low + 1, len(entropy) - 1)
     threshold = ordered[low] + (ordered[high] - ordered[low]) * (at - low)

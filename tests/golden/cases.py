@@ -21,6 +21,7 @@ from rlft.algorithms.policy import (
     cispo_loss,
     clipped_policy_loss,
     high_entropy,
+    mean_by_sample,
     sapo_loss,
     sequence_clipped_loss,
     vespo_loss,
@@ -100,27 +101,42 @@ def grpo(data: Arrays, case: Parameters, file: Parameters) -> dict[str, np.ndarr
     if p["opsm"] is not None:
         per_token = per_token * ~unlikely_failures(logprobs, old, advantages, samples, p["opsm"])
     if p["topq"] is not None:
-        per_token = per_token * high_entropy(tokens("entropies"), p["topq"])
+        per_token = per_token * _high_entropy(tokens("entropies"), p["topq"])
     if p["vllm"]:
+        if p["loss_type"] == "vespo":
+            raise Unsupported("vespo with a weight for the sampler")  # TRL has it inside vespo's own weight
         sampler = old - tokens("is_ratio").log()  # what the sampler must have said for TRL's (truncated) ratio
         per_token = per_token * truncated_importance(old, sampler, cap=np.inf)
     if p["beta"]:
-        if p["bias"] and p["level"] != "token":
-            raise Unsupported("importance-weighted KL with a ratio for whole samples")
         kl = k3_divergence(logprobs, tokens("ref_per_token_logps"))
-        per_token = per_token + p["beta"] * (importance_weighted(kl, logprobs, old) if p["bias"] else kl)
+        if p["bias"]:  # TRL's weight is the policy loss's own ratio, that of whole samples too
+            ratio = logprobs - old if p["level"] == "token" else mean_by_sample(logprobs - old, samples)
+            kl = importance_weighted(kl, ratio, torch.zeros_like(ratio))
+        per_token = per_token + p["beta"] * kl
     lengths = data["mask"].sum(1)
-    totals = Totals(int(lengths.sum()), len(lengths), file["max_completion_length"])
+    totals = Totals(max(1, int(lengths.sum())), len(lengths), file["max_completion_length"])
     average = one_of(AVERAGES, p["loss_type"], "loss_type")
-    weights = torch.tensor([totals.token_weight(average, int(n)) for n in lengths], dtype=torch.float64)
+    weights = torch.tensor([totals.token_weight(average, max(1, int(n))) for n in lengths], dtype=torch.float64)
     loss = (per_token * weights[samples]).sum()
     if p["ent_coef"]:  # TRL's bonus is a mean over tokens whatever the average; only log-probs are a leaf here
         loss = loss - p["ent_coef"] * tokens("entropies").mean()
     return backward(loss, grad=logps)
 
 
+def _high_entropy(entropies: Tensor, share: float) -> Tensor:
+    """Our mask; but TRL takes the quantile in float32, and where the token at the quantile is within rounding of it,
+    that rounding decides whether it is in."""
+    ours = high_entropy(entropies, share)
+    threshold = torch.quantile(entropies.float(), 1 - share)
+    return torch.where(torch.isclose(entropies.float(), threshold, rtol=1e-5), entropies >= threshold, ours)
+
+
 def _policy_loss(p: Parameters, logprobs: Tensor, old: Tensor, advantages: Tensor, samples: Tensor) -> TokenLoss:
     kind, low, high = p["loss_type"], p["eps"], p["eps"] if p["eps_hi"] is None else p["eps_hi"]
+    if p["level"] not in ("token", "sequence"):
+        raise Unsupported(f"unknown level {p['level']!r}")
+    if p["level"] == "sequence" and kind in ("cispo", "sapo", "vespo"):
+        raise Unsupported(f"{kind} with another ratio than its own")
     if kind == "cispo":
         return cispo_loss(logprobs, old, advantages, ratio_cap=high)
     if kind == "sapo":
@@ -128,9 +144,7 @@ def _policy_loss(p: Parameters, logprobs: Tensor, old: Tensor, advantages: Tenso
     if kind == "vespo":
         return vespo_loss(logprobs, old, advantages, samples)
     if p["level"] == "sequence":
-        return sequence_clipped_loss(logprobs, old, advantages, samples, low, high)
-    if p["level"] != "token":
-        raise Unsupported(f"unknown level {p['level']!r}")
+        return sequence_clipped_loss(logprobs, old, advantages, samples, low, high, ratio_cap=p["delta"])
     return clipped_policy_loss(logprobs, old, advantages, low, high, ratio_cap=p["delta"])
 
 
@@ -144,7 +158,8 @@ def rloo(data: Arrays, case: Parameters, file: Parameters) -> dict[str, np.ndarr
     advantages = torch.from_numpy(data["advantages"])[samples]
     eps = file.get("eps", 0.2)
     loss = sequence_clipped_loss(logps[mask], old, advantages, samples, eps, eps, mean=False).per_token
-    return backward((loss / (lengths[samples] * len(mask))).sum(), grad=logps)
+    without_tokens = -torch.from_numpy(data["advantages"])[lengths == 0].sum() / len(mask)  # for TRL their ratio is 1
+    return backward((loss / (lengths[samples] * len(mask))).sum() + without_tokens, grad=logps)
 
 
 def advantages(data: Arrays, case: Parameters, file: Parameters, name: str) -> dict[str, np.ndarray]:
@@ -200,11 +215,12 @@ PAIRS = {  # TRL's names for entries of our table
     "nca_pair": "nca", "bco_pair": "bco", "sppo_hard": "sppo", "apo_zero": "apo_zero", "apo_down": "apo_down",
     "discopop": "discopop", "aot": "aot", "aot_unpaired": "aot",
 }  # fmt: skip
+OF_THE_DIFFERENCE = {"sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo_pair", "discopop"}  # chosen - rejected
 
 
 def dpo(data: Arrays, case: Parameters, file: Parameters) -> dict[str, np.ndarray]:
     """The first half of the rows is chosen, the second rejected."""
-    p = parameters(case, loss_type="sigmoid", beta=0.1, ls=0.0, fdiv="reverse_kl", w=None)
+    p = parameters(case, loss_type="sigmoid", beta=0.1, ls=None, fdiv="reverse_kl", w=None)
     kinds = [p["loss_type"]] if isinstance(p["loss_type"], str) else p["loss_type"]
     weights = [1.0] * len(kinds) if p["w"] is None else p["w"]
     policy = leaf(data["policy_logps"])
@@ -218,17 +234,20 @@ def dpo(data: Arrays, case: Parameters, file: Parameters) -> dict[str, np.ndarra
             loss = loss - weight * (policy * mask)[:half].sum() / mask[:half].sum()
             continue
         function = PREFERENCE_LOSSES[one_of(PAIRS, kind, "loss_type")]
-        ratios = sums - reference
-        if kind in ("ipo", "sigmoid_norm"):
-            ratios = ratios / lengths
         if p["fdiv"] not in ("reverse_kl", "forward_kl", "js_divergence"):
             raise Unsupported(f"unknown divergence {p['fdiv']!r}")
-        ratios = divergence_scores(ratios, p["fdiv"])
+        if p["fdiv"] != "reverse_kl" and kind not in OF_THE_DIFFERENCE:
+            raise Unsupported(f"{kind} with the divergence {p['fdiv']}")
+        ratios = divergence_scores(sums - reference, p["fdiv"])
+        if kind in ("ipo", "sigmoid_norm"):
+            ratios = ratios / lengths.clamp(min=1)
         chosen, rejected = ratios[:half], ratios[half:]
         if kind == "aot":  # paired: the policy's differences against the reference's
             chosen, rejected = sums[:half] - sums[half:], reference[:half] - reference[half:]
         more = {"shift": 0.0} if kind == "bco_pair" else {}  # a running mean in TRL, which has not begun here
-        loss = loss + weight * function(chosen, rejected, p["beta"], p["ls"], **more).mean()
+        if kind in ("robust", "exo_pair") and p["ls"]:  # the others of TRL 1 know no swapped labels
+            more["smoothing"] = p["ls"]
+        loss = loss + weight * function(chosen, rejected, p["beta"], **more).mean()
     return backward(loss, grad=policy)
 
 
@@ -255,6 +274,8 @@ def orpo_cpo(data: Arrays, case: Parameters, file: Parameters) -> dict[str, np.n
     kind = "sum" if case.get("inputs") == "sum" else "avg"
     chosen, rejected = leaf(data[f"chosen_{kind}_logps"]), leaf(data[f"rejected_{kind}_logps"])
     beta, smoothing = p["beta"], p["label_smoothing"]
+    if p["alpha"] and p["loss_type"] != "simpo":
+        raise Unsupported(f"alpha with loss_type {p['loss_type']!r}")
     if p["loss_type"] == "orpo":
         odds = odds_ratio(chosen.float(), rejected.float())  # TRL's own precision here, whatever it is given
         loss = torch.from_numpy(data["nll"]) + (beta * odds).mean()

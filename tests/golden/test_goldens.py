@@ -84,4 +84,4 @@ def test_no_goldens_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert check.main([str(tmp_path)]) == 2
     (tmp_path / "index.json").write_text('{"files": {"grpo.npz": {}}}')
     assert check.main([str(tmp_path)]) == 2
-    assert "names grpo.npz, which is not there" in capsys.readouterr().err
+    assert "holds no .npz file; its index names grpo.npz" in capsys.readouterr().err

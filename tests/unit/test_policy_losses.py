@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlft.algorithms.divergences import importance_weighted, k1_divergence, k2_divergence, k3_divergence
 from rlft.algorithms.off_policy import unlikely_failures
@@ -95,6 +97,77 @@ def test_sample_ratio_is_the_product():
     assert got.per_token.tolist() == pytest.approx([-6, -6])
 
 
+def test_a_samples_ratio_can_be_bounded_for_negative_advantages():
+    # ratio 8 at both tokens; at most 3 and 4 times the advantage of -1
+    logprobs, sample_of, old = leaf(3 * LOG2, 3 * LOG2), torch.tensor([0, 0]), numbers(0, 0)
+    for keys, loss in (({"dual_clip": 3.0}, 3.0), ({"ratio_cap": 4.0}, 4.0), ({}, 8.0)):
+        got = sequence_clipped_loss(logprobs, old, numbers(-1, -1), sample_of, 0.2, 0.2, **keys)
+        assert got.per_token.tolist() == pytest.approx([loss, loss])
+        assert slopes(got.per_token, logprobs) == pytest.approx([0.0 if keys else 8.0] * 2)
+        assert got.clipped.tolist() == [bool(keys)] * 2
+
+
+def test_a_cap_below_the_clip_bounds_positive_advantages_too_and_dual_clip_does_not():
+    # ratio 1.4, clipped at 1.5: the cap 1.1 makes it -1.1; for an advantage of -1 min(-1.1, -1.4) is the clip's
+    logprobs, old = leaf(math.log(1.4), math.log(1.4)), numbers(0, 0)
+    capped = clipped_policy_loss(logprobs, old, numbers(1, -1), 0.2, 0.5, ratio_cap=1.1).per_token
+    assert capped.tolist() == pytest.approx([-1.1, 1.4])
+    dual = clipped_policy_loss(logprobs, old, numbers(1, -1), 0.2, 0.5, dual_clip=1.1).per_token
+    assert dual.tolist() == pytest.approx([-1.4, 1.1])
+
+
+def test_a_long_sample_has_a_finite_gradient_however_far_it_moved():
+    """The product of 500 ratios of exp(0.2) is inf in float32."""
+    logprobs, sample_of = torch.full((500,), -1.0, requires_grad=True), torch.zeros(500, dtype=torch.int64)
+    for gap in (0.2, -0.2):
+        for sign in (1.0, -1.0):
+            old, advantages = torch.full((500,), -1.0 - gap), torch.full((500,), sign)
+            got = sequence_clipped_loss(logprobs, old, advantages, sample_of, 0.2, 0.2, mean=False).per_token
+            assert bool(torch.isfinite(got).all())
+            assert bool(torch.isfinite(torch.autograd.grad(got.sum(), logprobs)[0]).all())
+
+
+LOSSES = {
+    "clip": lambda lp, old, adv, of: clipped_policy_loss(lp, old, adv, 0.2, 0.3, dual_clip=2.0, ratio_cap=3.0),
+    "sequence": lambda lp, old, adv, of: sequence_clipped_loss(lp, old, adv, of, 0.2, 0.3),
+    "sample": lambda lp, old, adv, of: sequence_clipped_loss(lp, old, adv, of, 0.2, 0.3, mean=False),
+    "cispo": lambda lp, old, adv, of: cispo_loss(lp, old, adv, 1.5),
+    "sapo": lambda lp, old, adv, of: sapo_loss(lp, old, adv),
+    "vespo": lambda lp, old, adv, of: vespo_loss(lp, old, adv, of),
+    "reinforce": lambda lp, old, adv, of: reinforce_loss(lp, adv),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_the_order_of_tokens_changes_nothing(name, seed, count):
+    """Tokens of all samples in any order, with their sample's index: each keeps its loss, its mark and its slope."""
+    draw = torch.Generator().manual_seed(seed)
+    old, moved = (torch.randn(count, generator=draw, dtype=torch.float64) for _ in range(2))
+    sample_of = torch.randint(0, 3, (count,), generator=draw)
+    advantages = torch.randn(3, generator=draw, dtype=torch.float64)[sample_of]
+    order = torch.randperm(count, generator=draw)
+    logprobs = (old + 0.4 * moved).requires_grad_()
+    plain = LOSSES[name](logprobs, old, advantages, sample_of)
+    mixed = LOSSES[name](logprobs[order], old[order], advantages[order], sample_of[order])
+    torch.testing.assert_close(mixed.per_token, plain.per_token[order])
+    assert mixed.clipped.tolist() == plain.clipped[order].tolist()
+    assert slopes(mixed.per_token, logprobs) == pytest.approx(slopes(plain.per_token, logprobs))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_token_and_one_token(name):
+    none = numbers().requires_grad_()
+    got = LOSSES[name](none, numbers(), numbers(), torch.zeros(0, dtype=torch.int64))
+    assert got.per_token.shape == got.clipped.shape == (0,)
+    assert slopes(got.per_token, none) == []
+    one = leaf(-1.0)  # on the policy every loss has the policy gradient
+    got = LOSSES[name](one, numbers(-1.0), numbers(-0.5), torch.zeros(1, dtype=torch.int64))
+    assert slopes(got.per_token, one) == pytest.approx([0.5])
+    assert got.clipped.tolist() == [False]
+
+
 def test_cispo_keeps_the_gradient_of_every_token():
     # weights min(8, 5) and 1/2, without gradient
     logprobs = leaf(math.log(8), -LOG2)
@@ -136,6 +209,8 @@ def test_high_entropy_tokens():
     assert high_entropy(numbers(7), 0.2).tolist() == [True]
     assert high_entropy(numbers(), 0.2).tolist() == []
     torch.testing.assert_close(high_entropy(entropy, 0.3), entropy >= torch.quantile(entropy, 0.7))
+    eleven = torch.arange(11, dtype=torch.float64)  # the quantile 0.3 lies at 3; in binary, 10 * (1 - 0.7) is above
+    assert int(high_entropy(eleven, 0.7).sum()) == 8
 
 
 def test_samples_that_the_policy_has_left():

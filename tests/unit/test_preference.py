@@ -47,6 +47,46 @@ def test_ipo():
     assert ipo(numbers(2.0), numbers(-1.0), 0.25).tolist() == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        # beta 1/2, chosen 2 log 3, rejected 0: rewards log 3 and 0, whose sigmoids are 3/4 and 1/2
+        ("dpo", math.log(4 / 3)),
+        ("robust", math.log(4 / 3)),
+        ("aot", math.log(4 / 3)),
+        ("hinge", 0.0),
+        ("ipo", (2 * LOG3 - 1) ** 2),
+        ("exo", 0.75 * math.log(0.75 / 0.9) + 0.25 * math.log(0.25 / 0.1)),  # labels swapped: 1 in 10
+        ("nca", math.log(4 / 3) + 0.5 * math.log(4) + 0.5 * math.log(2)),
+        ("bco", 2 * math.log(1 + 3**-0.5)),  # shifted by the mean log(3) / 2: both log 3 / 2 on the right side
+        ("sppo", (2 * LOG3 - 1) ** 2 + 1),
+        ("apo_zero", 0.25 + 0.5),
+        ("apo_down", 0.75 + 0.25),
+        ("discopop", 1 / 3),  # 22 temperatures above 0 it is the exponential loss exp(-log 3)
+    ],
+)
+def test_by_hand(name, loss):
+    smoothing = {"exo": 0.1}.get(name, 0.0)
+    got = PREFERENCE_LOSSES[name](numbers(2 * LOG3), numbers(0.0), 0.5, smoothing)
+    assert got.tolist() == pytest.approx([loss], rel=1e-6)
+
+
+def test_hinge_within_its_margin():
+    # 1 - 0.5 * 1
+    assert PREFERENCE_LOSSES["hinge"](numbers(1.0), numbers(0.0), 0.5).tolist() == [0.5]
+
+
+def test_aot_compares_what_has_the_same_rank():
+    # chosen 0 and log 9, rejected log 3 and 0: sorted 0 with 0 and log 9 with log 3
+    got = PREFERENCE_LOSSES["aot"](numbers(0, 2 * LOG3), numbers(LOG3, 0), 1.0)
+    assert sorted(got.tolist()) == pytest.approx([math.log(4 / 3), math.log(2)])
+
+
+@pytest.mark.parametrize("name", PREFERENCE_LOSSES)
+def test_no_pair(name):
+    assert PREFERENCE_LOSSES[name](numbers(), numbers(), 0.1, 0.1).shape == (0,)
+
+
 @pytest.mark.parametrize("name", [name for name in PREFERENCE_LOSSES if name != "discopop"])
 def test_all_push_the_chosen_above_the_rejected(name):
     """Where both are equally likely. (DiscoPOP, found by search, has a bump there.)"""
