@@ -93,9 +93,9 @@ def sequence_clipped_loss(
     sample_of: Tensor,
     clip_low: float,
     clip_high: float,
-    mean: bool = True,
     dual_clip: float | None = None,
     ratio_cap: float | None = None,
+    mean: bool = True,
 ) -> TokenLoss:
     """The clipped surrogate with one ratio for a whole sample, the same at each of its tokens. `dual_clip` and
     `ratio_cap` as in `clipped_policy_loss`.

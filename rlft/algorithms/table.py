@@ -45,10 +45,23 @@ class Tokens(NamedTuple):
     sample_of: Tensor
 
 
+class Bounds(NamedTuple):
+    """Of the importance ratio."""
+
+    clip_low: float
+    clip_high: float
+    dual_clip: float | None
+    ratio_cap: float | None
+
+
+def _bounds(settings: AlgorithmConfig) -> Bounds:
+    return Bounds(settings.clip_low, settings.clip_high, settings.dual_clip, settings.ratio_cap)
+
+
 POLICY_LOSSES: dict[str, Callable[[Tokens, AlgorithmConfig], TokenLoss]] = {
-    "clip": lambda t, s: clipped_policy_loss(*t[:3], s.clip_low, s.clip_high, s.dual_clip, s.ratio_cap),
-    "sequence_clip": lambda t, s: sequence_clipped_loss(*t, s.clip_low, s.clip_high),
-    "sample_clip": lambda t, s: sequence_clipped_loss(*t, s.clip_low, s.clip_high, mean=False),
+    "clip": lambda t, s: clipped_policy_loss(*t[:3], *_bounds(s)),
+    "sequence_clip": lambda t, s: sequence_clipped_loss(*t, *_bounds(s)),
+    "sample_clip": lambda t, s: sequence_clipped_loss(*t, *_bounds(s), mean=False),
     "cispo": lambda t, s: cispo_loss(*t[:3], s.ratio_cap or float("inf")),
     "sapo": lambda t, s: sapo_loss(*t[:3]),
     "vespo": lambda t, s: vespo_loss(*t),

@@ -85,9 +85,9 @@ class AlgorithmConfig(Section):
     clip_high: float = Field(default=0.2, gt=0)
     """The importance ratio is clipped above at 1 + clip_high."""
     dual_clip: float | None = Field(default=None, gt=1)
-    """For `clip`: with a negative advantage the loss is at most this times its size. Usual: 3."""
+    """Where it is clipped: with a negative advantage the loss is at most this times its size. Usual: 3."""
     ratio_cap: float | None = Field(default=None, gt=1)
-    """For `cispo` the ratio's upper bound; for `clip` that of the unclipped term, where advantages are negative."""
+    """For `cispo` the ratio's upper bound; where it is clipped that of the unclipped term, for negative advantages."""
     loss_average: Literal["sequence", "token", "max_length", "sample_sum"] = "token"
     """`token`: every token weighs the same (DAPO). `sequence`: every sample weighs the same (GRPO's paper).
     `max_length`: sum over tokens / max_new_tokens, mean over samples (Dr. GRPO). `sample_sum`: sum over tokens, mean

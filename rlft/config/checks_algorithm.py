@@ -56,7 +56,7 @@ def check_policy_loss(config: Config) -> Iterator[Problem]:
         yield Problem(
             "algorithm.ratio_cap", "is empty, but algorithm.policy_loss cispo is bounded by nothing else; usual: 5"
         )
-    if algorithm.policy_loss == "clip" and (algorithm.ratio_cap or 9e9) <= 1 + algorithm.clip_high:
+    if algorithm.policy_loss.endswith("clip") and (algorithm.ratio_cap or 9e9) <= 1 + algorithm.clip_high:
         yield Problem(
             "algorithm.ratio_cap",
             f"{algorithm.ratio_cap:g} is not above 1 + algorithm.clip_high, {1 + algorithm.clip_high:g}: it would "

@@ -66,13 +66,10 @@ ALGORITHM_RULES = (
     _algorithm(lambda a: not has_ratio(a), "clip_* dual_clip ratio_cap", "this policy loss has no importance ratio"),
     _algorithm(
         lambda a: a.policy_loss in ("cispo", "sapo", "vespo"),
-        "clip_low clip_high",
+        "clip_low clip_high dual_clip",
         "algorithm.policy_loss does not clip",
     ),
-    _algorithm(lambda a: a.policy_loss != "clip", "dual_clip", "algorithm.policy_loss is not clip"),
-    _algorithm(
-        lambda a: a.policy_loss not in ("clip", "cispo"), "ratio_cap", "algorithm.policy_loss is neither clip nor cispo"
-    ),
+    _algorithm(lambda a: a.policy_loss in ("sapo", "vespo"), "ratio_cap", "algorithm.policy_loss has no bound"),
     _algorithm(lambda a: a.kl_in == "reward", "kl_unbiased", "algorithm.kl_in is reward"),
     _algorithm(lambda a: a.kl_target is None, "kl_horizon", "algorithm.kl_target is empty: kl_coef stays what it is"),
     _algorithm(

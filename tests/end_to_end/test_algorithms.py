@@ -64,6 +64,7 @@ def test_a_critic_may_learn_first(task: Path) -> None:
         "critic.alone_steps": 2,
         "loop.save_every": 1,
         "loop.keep_checkpoints": 5,
+        "learner.schedule": "constant",
     }
     folder = run(task, "alone", {**changes, "loop.steps": 4})
     first, second, third, fourth = [weights_of(folder, step) for step in range(1, 5)]
