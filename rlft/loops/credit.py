@@ -216,8 +216,13 @@ def _whitened(rows: Rows, settings: AlgorithmConfig) -> Rows:
     if settings.advantage_scale != "batch":
         return rows
     flat = [a for row in rows for a in row if a is not None]
-    pieces = iter(np.split(whiten(np.concatenate(flat)), np.cumsum([len(a) for a in flat])[:-1]) if flat else [])
+    pieces = iter(cut_like(whiten(np.concatenate(flat)), flat) if flat else [])
     return [[None if a is None else next(pieces) for a in row] for row in rows]
+
+
+def cut_like(values: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Values of all arrays, one behind the other, as arrays of the same lengths."""
+    return np.split(values, np.cumsum([len(a) for a in arrays])[:-1])
 
 
 def _accepted(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:

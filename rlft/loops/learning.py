@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlft.algorithms.policy import high_entropy
 from rlft.config import Config
 from rlft.config.derived import environment_weight, longest_completion
 from rlft.errors import RunError
 from rlft.loops.clock import Clock
-from rlft.loops.credit import assign_advantages, divergence_of, select, spread, worth_scoring
+from rlft.loops.credit import assign_advantages, cut_like, divergence_of, select, spread, worth_scoring
 from rlft.loops.together import together
 from rlft.roles import Critic, Learner, Metrics, Scorer, Teacher
 from rlft.samples import Group, count_totals
@@ -159,22 +160,13 @@ def annotate(groups: Sequence[Group], looked_at: Sequence[Group], found: Mapping
 
 def _keep_uncertain(learner: Learner, groups: list[Group], share: float, config: Config) -> list[Group]:
     """Advantage 0 for all tokens but those of highest entropy, of all that would be trained on in this step."""
-    import torch
-
     trained, _ = select(groups, config.algorithm, longest_completion(config))
     rows = learner.entropies(trained)
     flat = [e[s.loss_mask] for g, row in zip(trained, rows, strict=True) for s, e in zip(g.samples, row, strict=True)]
     if not flat:
         return groups
-    kept = iter(
-        np.split(
-            high_entropy(torch.from_numpy(np.concatenate(flat)), share).numpy(), np.cumsum([len(f) for f in flat])[:-1]
-        )
-    )
-    advantages = [
-        [s.advantages * spread(s, next(kept)) for s in g.samples]  # type: ignore[operator]
-        for g in trained
-    ]
+    kept = iter(cut_like(high_entropy(torch.from_numpy(np.concatenate(flat)), share).numpy(), flat))
+    advantages = [[s.advantages * spread(s, next(kept)) for s in g.samples] for g in trained]  # type: ignore[operator]
     return annotate(groups, trained, {"advantages": advantages})
 
 
