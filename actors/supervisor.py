@@ -54,9 +54,10 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
         raise RunError(f"{stage}: {name} failed\n{error}") from error
     except RayActorError as error:
         if getattr(error, "actor_init_failed", False):
-            users = str(error).rpartition("rlft.errors.UserError: ")  # Ray keeps only the text of what was raised
-            if users[1]:
-                raise UserError(users[2].strip()) from None
+            for kind in (UserError, RunError):  # Ray keeps only the text of what was raised
+                _, mark, text = str(error).rpartition(f"rlft.errors.{kind.__name__}: ")
+                if mark:
+                    raise kind(text.strip()) from None
             raise RunError(
                 f"{stage}: {name} could not start: {str(error).strip().splitlines()[-1]}\n{error}"
             ) from error

@@ -6,6 +6,7 @@ function of arrays in policy.py (or in a user's file) and one line in POLICY_LOS
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ def policy_gradient(settings: AlgorithmConfig, correction: Correction) -> Loss:
         old = logprobs.detach() if pack.old_logprobs is None else pack.old_logprobs
         behind = pack.sampler_logprobs if correction == "clip" else old  # what the ratio is taken to
         tokens = Tokens(logprobs, behind, pack.advantages, pack.sample_of)
-        policy = policy_loss(tokens, settings) if users is None else users(tokens, scores, pack)
+        policy = policy_loss(tokens, settings) if users is None else users(tokens, scores, pack, settings.kl_coef > 0)
         weights, weight_stats = off_policy_weights(tokens, old, pack, settings, correction)
         per_token = policy.per_token * weights
         stats: Stats = {
@@ -166,6 +167,8 @@ def preference(settings: AlgorithmConfig) -> Loss:
     """A preference loss between the two samples of each pair, mean over pairs. Pairs lie one behind the other in a
     pack; the advantage, 1 or -1 on all tokens, tells the chosen from the rejected."""
     pair_loss, per_token = PREFERENCE_LOSSES[settings.preference_loss], settings.preference_loss == "ipo"
+    if settings.preference_smoothing is not None:
+        pair_loss = partial(pair_loss, smoothing=settings.preference_smoothing)
 
     def loss(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
         logprobs, old = scores.logprobs, scores.logprobs.detach()

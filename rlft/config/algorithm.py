@@ -110,11 +110,14 @@ class AlgorithmConfig(Section):
     entropy_share: float | None = Field(default=None, gt=0, lt=1)
     """Learn only from this share of tokens, those of highest entropy (0.2 in its paper). Empty: from all."""
     preference_loss: Literal[
-        "dpo", "robust", "hinge", "ipo", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop"
+        "dpo", "robust", "hinge", "ipo", "exo", "nca", "sppo", "apo_zero", "apo_down", "discopop"
     ] = "dpo"
     """For `preference`: see rlft.algorithms.preference."""
     preference_beta: float = Field(default=0.1, gt=0)
     """For `preference`: how strongly the policy is held to the reference."""
+    preference_smoothing: float | None = Field(default=None, gt=0, lt=0.5)
+    """For `dpo`, `robust` and `exo`: the share of pairs that are thought to be the wrong way round. Empty: none (exo:
+    0.001)."""
     reference_every: int = Field(default=0, ge=0)
     """Every so many steps the reference becomes what the policy is then (iterative DPO). 0: it stays what it was."""
     teacher_coef: float = Field(default=0.0, ge=0)

@@ -136,6 +136,18 @@ def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
             f"with engine vllm it needs generator.temperature 1, found {generator.temperature:g}: at others vLLM "
             "reports log-probs of a distribution without the end token, which the learner cannot reproduce",
         )
+    if generator.stop and generator.min_new_tokens:
+        yield Problem(
+            "generator.min_new_tokens",
+            "with generator.stop it means another thing in each engine (vLLM looks for stop strings behind it only); "
+            "keep one of the two",
+        )
+    unserved = {"lm_head", "embed_tokens"}.intersection(getattr(config.model.adapter, "target_modules", ()) or ())
+    if generator_engine(config) == "vllm" and unserved and draws(config):
+        yield Problem(
+            "model.adapter.target_modules",
+            f"vLLM serves no adapter on {', '.join(sorted(unserved))}; take it out, or use engine transformers",
+        )
     if generator.ignore_eos and generator.stop:
         yield Problem(
             "generator.ignore_eos", "draws exactly max_new_tokens tokens, but generator.stop is set; keep one"

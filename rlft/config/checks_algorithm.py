@@ -69,6 +69,21 @@ def check_policy_loss(config: Config) -> Iterator[Problem]:
         )
 
 
+def check_kl(config: Config) -> Iterator[Problem]:
+    """A reward that the divergence can be taken off; a share of swapped labels for what is built on it."""
+    algorithm = config.algorithm
+    if algorithm.kl_coef > 0 and algorithm.kl_in == "reward" and algorithm.advantage in ("parts", "accepted", "none"):
+        yield Problem(
+            "algorithm.kl_in",
+            f"reward, but algorithm.advantage {algorithm.advantage} does not look at the reward of single tokens; "
+            "expected loss",
+        )
+    if algorithm.preference_loss == "robust" and algorithm.preference_smoothing is None:
+        yield Problem(
+            "algorithm.preference_smoothing", "is empty, and then robust is dpo; give the share of pairs that are wrong"
+        )
+
+
 def check_teacher(config: Config) -> Iterator[Problem]:
     """A teacher where one is learned from."""
     if config.algorithm.teacher_coef > 0 and config.teacher.path is None:
@@ -98,5 +113,5 @@ def check_critic(config: Config) -> Iterator[Problem]:
 
 
 ALGORITHM_CHECKS = (
-    check_type, check_comparison, check_policy_loss, check_teacher, check_reference, check_critic,
+    check_type, check_comparison, check_policy_loss, check_kl, check_teacher, check_reference, check_critic,
 )  # fmt: skip

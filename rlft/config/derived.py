@@ -35,12 +35,17 @@ def has_ratio(algorithm: AlgorithmConfig) -> bool:
     return ":" in algorithm.type or algorithm.policy_loss not in ("reinforce", "preference")
 
 
+def loss_average(algorithm: AlgorithmConfig) -> str:
+    """How tokens are weighed; in losses on pairs every sample weighs the same, and so every pair."""
+    return "sequence" if algorithm.policy_loss == "preference" else algorithm.loss_average
+
+
 def flat_is_useless(algorithm: AlgorithmConfig) -> bool:
     """Whether a group whose rewards are all equal cannot teach anything: samples are compared with each other alone,
     and by nothing but their rewards."""
     in_reward = algorithm.kl_in == "reward" and algorithm.kl_coef > 0
     compared = algorithm.advantage in ("group", "leave_one_out", "pairs")  # not parts, which may cancel in the sum
-    return compared and not (in_reward or algorithm.turn_credit or algorithm.teacher_coef)
+    return compared and not (in_reward or algorithm.turn_credit or algorithm.teacher_coef or algorithm.entropy_coef)
 
 
 def uses_reference(config: Config) -> bool:

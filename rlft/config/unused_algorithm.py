@@ -63,6 +63,17 @@ ALGORITHM_RULES = (
         "there is no environment, and so one turn",
     ),
     _algorithm(lambda a: a.policy_loss != "preference", "preference_*", "algorithm.policy_loss is not preference"),
+    _algorithm(
+        lambda a: a.preference_loss not in ("dpo", "robust", "exo"),
+        "preference_smoothing",
+        "algorithm.preference_loss knows no such thing; dpo, robust and exo do",
+    ),
+    _algorithm(
+        lambda a: a.advantage == "none" and a.teacher_signal != "sampled",
+        "policy_loss clip_* dual_clip ratio_cap entropy_share off_policy_*",
+        "all advantages are 0, so only the distance to the teacher counts",
+    ),
+    _algorithm(lambda a: a.advantage == "accepted", "off_policy_sample_mask", "no advantage is ever negative"),
     _algorithm(lambda a: not has_ratio(a), "clip_* dual_clip ratio_cap", "this policy loss has no importance ratio"),
     _algorithm(
         lambda a: a.policy_loss in ("cispo", "sapo", "vespo"),
@@ -85,7 +96,7 @@ ALGORITHM_RULES = (
     ),
     _algorithm(
         lambda a: not flat_is_useless(a),
-        "skip_flat_groups",
+        "skip_flat_groups replace_flat_groups",
         "groups whose rewards are all equal teach something here too",
     ),
     _algorithm(

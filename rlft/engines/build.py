@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 from rlft.config import Config
@@ -12,6 +14,7 @@ from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.scoring import FrozenScorer
 from rlft.engines.transport import ChannelSeat
 from rlft.errors import UserError
+from rlft.models.load import num_logits
 from rlft.roles import Generator
 
 
@@ -45,16 +48,37 @@ def _vllm(config: Config, device: str, name: str, num_gpus: float) -> Engine:
     return VllmGenerator(config, device, num_gpus, name)
 
 
+_OLDEST, _TOO_NEW = (0, 26), (0, 33)  # of vLLM, as in pyproject.toml
 ENGINES: dict[str, Callable[[Config, str, str, float], Engine]] = {"transformers": _transformers, "vllm": _vllm}
 
 
 def check_engine(config: Config) -> None:
     """For before a run starts: raise UserError when the generator engine is not installed here."""
-    if generator_engine(config) == "vllm" and find_spec("vllm") is None:
+    if generator_engine(config) != "vllm":
+        return
+    if find_spec("vllm") is None:
         raise UserError(
             "generator.engine: vllm is not installed here. With a GPU: pip install 'rlft[vllm]'; without one: see "
             "`make vllm` in the README. Or use --generator.engine transformers."
         )
+    found = _vllm_version()
+    if found is not None and not _OLDEST <= found < _TOO_NEW:
+        raise UserError(
+            f"generator.engine: vLLM {'.'.join(map(str, found))} is installed; rlft drives "
+            f"{'.'.join(map(str, _OLDEST))} to below {'.'.join(map(str, _TOO_NEW))}. Install one of these (pip install "
+            "'rlft[vllm]'), or use --generator.engine transformers."
+        )
+
+
+def _vllm_version() -> tuple[int, ...] | None:
+    """(0, 32) for 0.32.1, without importing it; None when it does not say."""
+    spec = find_spec("vllm")
+    files = (
+        [Path(spec.origin).with_name(name) for name in ("_version.py", "__init__.py")] if spec and spec.origin else []
+    )
+    text = "".join(file.read_text() for file in files if file.is_file())
+    found = re.search(r"version(?:__)? *= *['\"](\d+)\.(\d+)", text)
+    return None if found is None else tuple(map(int, found.groups()))
 
 
 def make_generator(config: Config, device: str, name: str = "generator", num_gpus: float = 0.0) -> Engine:
@@ -65,19 +89,22 @@ def make_generator(config: Config, device: str, name: str = "generator", num_gpu
 
 def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScorer:
     """The reference policy, or the `teacher`. Raises UserError for a teacher with another vocabulary."""
-    model, learner = config.model, config.learner
+    model, learner, width = config.model, config.learner, 1 << 30
     if role == "teacher":
-        model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
         _check_vocabulary(config)
+        width = num_logits(str(model.path))
+        model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
-    return FrozenScorer(model, config.generator.temperature, budget, chunk, device)
+    return FrozenScorer(model, config.generator.temperature, budget, chunk, device, width)
 
 
 def _check_vocabulary(config: Config) -> None:
     """The same tokens under the same numbers: a teacher scores the student's token ids as they are."""
-    student, teacher = (
-        load_tokenizer(str(path), None).get_vocab() for path in (config.model.path, config.teacher.path)
-    )
+    student = load_tokenizer(str(config.model.path), None).get_vocab()
+    try:
+        teacher = load_tokenizer(str(config.teacher.path), None).get_vocab()
+    except UserError as error:
+        raise UserError(str(error).replace("model.path", "teacher.path")) from error
     odd = [token for token, number in student.items() if teacher.get(token) != number]
     if odd:
         raise UserError(

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from rlft.algorithms.statistics import Mean, Stats, joined
 from rlft.algorithms.table import MISMATCH, make_loss
+from rlft.algorithms.users import asks_for_entropy
 from rlft.batch import make_pack
 from rlft.config import Config
-from rlft.config.derived import mismatch_stop, off_policy_correction, weight_transport, zero_stage
+from rlft.config.derived import loss_average, mismatch_stop, off_policy_correction, weight_transport, zero_stage
 from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
 from rlft.engines.scoring import EMPTY, score_micro_batches
 from rlft.engines.transport import Channel, ChannelSeat, share_on_gpu
@@ -59,7 +60,8 @@ class PolicyRank:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
         self._trainable = trainable_names(model)
-        chunk, with_entropy = config.learner.tokens_per_logit_chunk, config.algorithm.entropy_coef > 0
+        chunk, algorithm = config.learner.tokens_per_logit_chunk, config.algorithm
+        with_entropy = algorithm.entropy_coef > 0 or (":" in algorithm.type and asks_for_entropy(algorithm.type))
         self._policy = Policy(model, chunk, entropy_gradient=with_entropy)
         stage = zero_stage(config.learner, config.model.dtype)
         self._engine = ZeroEngine(self._policy, config.learner, stage, config.model.dtype, rendezvous, self._device)
@@ -88,7 +90,7 @@ class PolicyRank:
         self._engine.train()
         loss_sum, parts = 0.0, list[Stats]()
         for number, groups in enumerate(micro_batches, 1):
-            average = self._config.algorithm.loss_average
+            average = loss_average(self._config.algorithm)
             pack = make_pack(groups or [EMPTY], totals if groups else None, average, self._device, version)
             loss, stats = self._loss(self._engine(pack, self._temperature), pack, kl_coef)
             loss_sum += float(loss.detach())

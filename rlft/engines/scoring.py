@@ -66,9 +66,17 @@ class FrozenScorer:
     """A model that does not train: the policy that training started from, or a teacher. See rlft.roles.Teacher."""
 
     def __init__(
-        self, model: ModelConfig, temperature: float, max_tokens: int, chunk: int, device: str = "cpu"
+        self,
+        model: ModelConfig,
+        temperature: float,
+        max_tokens: int,
+        chunk: int,
+        device: str = "cpu",
+        width: int = 1 << 30,
     ) -> None:
-        """`max_tokens`: token budget of a forward pass; `chunk`: tokens whose logits are made at a time."""
+        """`max_tokens`: token budget of a forward pass; `chunk`: tokens whose logits are made at a time; `width`:
+        tokens that the student has logits for."""
+        self._width = width
         base = model.model_copy(update={"adapter": None})
         self._policy = Policy(load_model(base, device), chunk).eval()
         self._temperature, self._max_tokens = temperature, max_tokens
@@ -82,7 +90,7 @@ class FrozenScorer:
         """See rlft.roles.Teacher."""
 
         def both(pack: Pack) -> torch.Tensor:  # ids are exact in float64, and travel as such for a moment
-            ids, logprobs = self._policy.top_tokens(pack, self._temperature, count)
+            ids, logprobs = self._policy.top_tokens(pack, self._temperature, count, self._width)
             return torch.stack([ids.double(), logprobs.double()], -1)
 
         return [

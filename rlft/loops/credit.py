@@ -27,6 +27,7 @@ from rlft.roles import Metrics
 from rlft.rollout import Rollout
 from rlft.samples import Group, Sample, Totals, count_totals
 
+_ROUNDING = 1e-6  # of weighted sums of rewards
 Rows = list[list[np.ndarray | None]]  # for each sample of each group one float64 [n] over its trained tokens, or None
 
 
@@ -49,7 +50,8 @@ def assign_advantages(
     rewards: Rows = [[_token_rewards(s, settings, kl_coef, turn_weight) for s in g.samples] for g in groups]
     if settings.whiten_rewards:
         everything = np.concatenate([r for row in rewards for r in row if r is not None] or [np.zeros(0)])
-        deviation = np.sqrt(everything.var(ddof=1) + 1e-8) if len(everything) > 1 else 1.0
+        deviation = everything.std(ddof=1) if len(everything) > 1 else 0.0
+        deviation = deviation if deviation > 1e-6 else 1.0  # all alike: nothing to divide by
         rewards = [[None if r is None else r / deviation for r in row] for row in rewards]
     advantages, returns = ESTIMATORS[settings.advantage](groups, rewards, settings)
     if settings.teacher_coef and settings.teacher_signal == "sampled":
@@ -230,7 +232,7 @@ def _accepted(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig)
     al. 2023, arXiv:2312.06585)."""
     chosen: Rows = [
         [
-            None if r is None or s.reward is None or s.reward < settings.accept_reward else np.ones(len(r))
+            None if r is None or s.reward is None or s.reward < settings.accept_reward - _ROUNDING else np.ones(len(r))
             for s, r in zip(group.samples, row, strict=True)
         ]
         for group, row in zip(groups, rewards, strict=True)

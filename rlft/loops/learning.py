@@ -76,7 +76,7 @@ def learn(
     groups = assign_advantages(groups, settings, coef, environment_weight(config) or 0.0)
     if settings.entropy_share is not None:
         groups = _keep_uncertain(judges.learner, groups, settings.entropy_share, config)
-    metrics = advantage_metrics(groups) | kl(groups)
+    metrics = advantage_metrics(groups, select(groups, settings, longest_completion(config))[0]) | kl(groups)
     with clock("learn"):
         num_updates = settings.num_epochs * settings.num_minibatches
         if num_updates > 1:
@@ -170,15 +170,15 @@ def _keep_uncertain(learner: Learner, groups: list[Group], share: float, config:
     return annotate(groups, trained, {"advantages": advantages})
 
 
-def advantage_metrics(groups: Sequence[Group]) -> Metrics:
-    """How large advantages are, and how much of the step is trained on."""
+def advantage_metrics(groups: Sequence[Group], chosen: Sequence[Group]) -> Metrics:
+    """What part of the step's samples is trained on, and how large all advantages are."""
     samples = [s for g in groups for s in g.samples]
-    trained = [s for s in samples if s.advantages is not None]
-    if not trained:
+    judged = [s for s in samples if s.advantages is not None]
+    if not judged:
         return {"samples/trained": 0.0}
-    everything = np.concatenate([s.advantages[s.loss_mask] for s in trained])  # type: ignore[index]
+    everything = np.concatenate([s.advantages[s.loss_mask] for s in judged])  # type: ignore[index]
     return {
-        "samples/trained": len(trained) / len(samples),
+        "samples/trained": sum(len(g.samples) for g in chosen) / len(samples),
         "advantage/mean": float(everything.mean()),
         "advantage/std": float(everything.std()),
     }

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from rlft.algorithms.advantages import flat_groups
 from rlft.config import Config
-from rlft.config.derived import in_flight, steps_ahead
+from rlft.config.derived import flat_is_useless, in_flight, steps_ahead
 from rlft.errors import RunError
 from rlft.loops.credit import reward_matrix
 from rlft.roles import Generator, Rewarder
@@ -82,6 +82,9 @@ def sampling_params(config: Config) -> SamplingParams:
     )
 
 
+_LATER_S = 10.0  # whoever draws or scores has the same limit, and can say which actor hangs: it speaks first
+
+
 class Rollouts:
     """Groups that were begun and not yet learned from, by their place in the order of the data."""
 
@@ -111,10 +114,13 @@ class Rollouts:
 
     def take(self, step: int) -> Rollout:
         """The groups of this step, waiting for them if need be."""
-        num_replaced, limit = 0, self._config.algorithm.replace_flat_groups
+        algorithm = self._config.algorithm
+        num_replaced, limit = 0, algorithm.replace_flat_groups if flat_is_useless(algorithm) else 0
         while True:
             chosen = self._first() if self._in_order else self._quickest(step)
             known = self._finished if chosen is None else chosen
+            if self._in_order and not all(place in self._finished for place in known):
+                known = ()  # which come in first is a matter of time: that must not decide which are replaced
             flat = [p for p in known if num_replaced < limit and p in self._finished and self._is_flat(p)]
             flat = flat[: limit - num_replaced]
             if flat:
@@ -203,7 +209,7 @@ class Rollouts:
 
     def _await_one(self, block: bool = True) -> bool:
         """Take in one finished group; False when none is there and `block` is False."""
-        limit = self._config.cluster.stage_timeout_s
+        limit = self._config.cluster.stage_timeout_s + _LATER_S
         try:
             arrival = self._arrivals.get(timeout=limit) if block else self._arrivals.get_nowait()
         except queue.Empty:

@@ -87,6 +87,14 @@ def window(path: str) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
 
 
+def num_logits(path: str) -> int:
+    """Tokens that the model at `path` has logits for, from its configuration."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(path)
+    return int(config.get_text_config().vocab_size)
+
+
 def trainable_names(model: nn.Module) -> list[str]:
     """Names of the parameters that train."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

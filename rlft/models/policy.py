@@ -122,11 +122,13 @@ class Policy(nn.Module):
         hidden = self.hidden(pack.input_ids[None], pack.position_ids[None], pack.layout)[0]
         return hidden.index_select(0, pack.predict_from)
 
-    def top_tokens(self, pack: Pack, temperature: float, count: int) -> tuple[Tensor, Tensor]:
-        """Ids int64 and log-probs f32 of the likeliest tokens in each target's place, [M, count] both."""
+    def top_tokens(self, pack: Pack, temperature: float, count: int, width: int) -> tuple[Tensor, Tensor]:
+        """Ids int64 and log-probs f32 of the likeliest tokens in each target's place, [M, count] both; of the first
+        `width` tokens (a model may have rows behind its vocabulary), and of fewer than `count` if there are no more."""
         pieces = []
         for hidden in self.predicting(pack).split(self._scores._chunk):
-            pieces.append(log_softmax(self.logits(hidden), temperature).topk(count, -1))
+            logits = self.logits(hidden)[:, :width]
+            pieces.append(log_softmax(logits, temperature).topk(min(count, logits.shape[-1]), -1))
         return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
 
 

@@ -14,7 +14,7 @@ import torch
 
 from rlft.engines.vllm import settings
 from rlft.engines.weights import WeightUpdate, pack_weights
-from rlft.errors import RunError, WeightSyncError
+from rlft.errors import RunError, UserError, WeightSyncError
 from rlft.models.load import load_model, trainable_names
 from rlft.samples import Group, Sample, SamplingParams
 from tests.helpers import make_config, make_prompt, make_sharp_model, plain_logprobs
@@ -404,3 +404,58 @@ def test_bfloat16_weights_can_be_read_back(folder):
             assert max(gap(lm, s, version) for s in samples_of(draw(generator, version=version))) < 0.1
     finally:
         generator.close()
+
+
+def save_model(folder, config):
+    """A small model of another family."""
+    import transformers
+
+    from rlft.models.tiny import BOS_ID, EOS_ID, PAD_ID, digits_tokenizer
+
+    ids = dict(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
+    sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+                 num_key_value_heads=1, max_position_embeddings=256)  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**{**sizes, **ids})).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    model.generation_config = transformers.GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    digits_tokenizer().save_pretrained(folder)
+
+
+def test_layers_that_the_checkpoint_has_fused_already(tmp_path):
+    """Phi-3: q, k and v are one tensor on both sides."""
+    from transformers import Phi3Config
+
+    save_model(tmp_path / "phi", Phi3Config)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        generator = start(tmp_path / "phi", monkeypatch)
+    try:
+        for version in range(2):
+            lm = model_of(generator, version)
+            assert generator.load(update_of(lm, version))
+            assert max(gap(lm, s, version) for s in samples_of(draw(generator, version=version))) < 1e-4
+    finally:
+        generator.close()
+
+
+def test_a_model_that_cannot_take_new_weights_here_is_refused_at_the_start(tmp_path):
+    """On CPUs vLLM repacks experts, and its own reload of the very same weights makes another model of them."""
+    from functools import partial
+
+    from transformers import Qwen3MoeConfig
+
+    moe = partial(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=32)
+    save_model(tmp_path / "moe", moe)
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(UserError, match="cannot take new weights into"):
+        start(tmp_path / "moe", monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["data_parallel_size", "pipeline_parallel_size"])
+def test_engines_that_weights_would_not_reach_are_refused(folder, name):
+    """Only the first of several would answer for all."""
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(UserError, match=f"{name}: new weights are loaded"):
+        start(folder, monkeypatch, **{"generator.engine_args": {name: 2}})

@@ -76,6 +76,14 @@ def test_the_base_is_right():
         ({"learner.betas": [0.9, 1.0]}, "learner.betas.1: found 1.0"),
         ({"run.name": "a/b"}, "cannot name a folder"),
         (
+            {"generator.stop": ["x"], "generator.min_new_tokens": 2},
+            "generator.min_new_tokens: with generator.stop it means another thing in each engine",
+        ),
+        (
+            {"generator.engine": "vllm", "model.adapter": {"rank": 4, "target_modules": ["q_proj", "lm_head"]}},
+            "model.adapter.target_modules: vLLM serves no adapter on lm_head",
+        ),
+        (
             {"algorithm.type": "gropo"},
             'algorithm.type: found "gropo", did you mean grpo? Expected one of grpo, dr_grpo',
         ),

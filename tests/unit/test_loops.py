@@ -288,6 +288,26 @@ def test_flat_groups_are_replaced_up_to_a_bound(tmp_path):
         assert (names_of(rollout.groups), rollout.num_replaced) == (["1/3", "2/0", "2/1", "2/2"], 0)
 
 
+def test_in_order_it_does_not_matter_which_flat_group_comes_first(tmp_path):
+    """Two are flat and one may be replaced: the first in the data, whatever is finished first."""
+    outcomes = []
+    for order in (ALL, ALL[::-1]):
+        rollouts, _, gates = make_rollouts(
+            tmp_path, True, flat={"0/1", "0/3"}, loop__steps=3, loop__max_staleness=1, algorithm__replace_flat_groups=1,
+            **in_order(),
+        )  # fmt: skip
+
+        def open_slowly(gates: Gates = gates, order: list[str] = order) -> None:
+            for name in order:
+                time.sleep(0.005)
+                open_gates(gates, name)
+
+        threading.Thread(target=open_slowly, daemon=True).start()
+        rollouts.admit(0)
+        outcomes.append(names_of(rollouts.take(0).groups))
+    assert outcomes[0] == outcomes[1] == ["0/0", "0/2", "0/3", "1/0"]
+
+
 def test_failed_groups_are_not_replaced_in_silence(tmp_path):
     rollouts, _, gates = make_rollouts(tmp_path, algorithm__replace_flat_groups=9, loop__steps=1)
     rollouts._rewarder = FakeRewarder(Journal(), failing=frozenset(range(4)))
@@ -336,7 +356,8 @@ def test_an_error_while_drawing_reaches_the_loop(tmp_path, background):
         rollouts.take(0)
 
 
-def test_a_wait_that_runs_out_says_what_it_waited_for(tmp_path):
+def test_a_wait_that_runs_out_says_what_it_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlft.loops.rollouts._LATER_S", 0.0)
     rollouts, _, _ = make_rollouts(tmp_path, True, cluster__stage_timeout_s=0.1)
     rollouts.admit(0)
     with pytest.raises(RunError, match=r"no group was finished for 0 s.*4 are being drawn or scored.*version 0"):
@@ -353,6 +374,7 @@ def test_a_lost_prompt_is_an_error():
 
 
 def test_sampling_params_of_training(tmp_path):
-    changes = {"generator__temperature": 0.7, "generator__min_new_tokens": 2, "generator__stop": ["x"]}
+    changes = {"generator__temperature": 0.7, "generator__stop": ["x"]}
     params = sampling_params(config_of(tmp_path, **changes))
-    assert params == SamplingParams(4, 8, temperature=0.7, min_new_tokens=2, stop=("x",), ignore_eos=False)
+    assert params == SamplingParams(4, 8, temperature=0.7, stop=("x",), ignore_eos=False)
+    assert sampling_params(config_of(tmp_path, generator__min_new_tokens=2)).min_new_tokens == 2

@@ -24,6 +24,7 @@ from rlft.config.derived import shares_gpus
 from rlft.data.tokenizer import end_tokens, load_tokenizer
 from rlft.engines.transport import ChannelSeat
 from rlft.engines.vllm import handover, settings
+from rlft.engines.vllm.own_log import OwnLog
 from rlft.engines.weights import WeightUpdate
 from rlft.errors import RunError, UserError, WeightSyncError
 from rlft.samples import Group, Prompt, Sample, SamplingParams, continuation_seed
@@ -49,7 +50,7 @@ class VllmGenerator:
         """Start vLLM with the model's own weights; it serves nothing until the first `load`. `name` stands in error
         messages. `num_gpus`: tensor-parallel workers."""
         assert config.model.path is not None
-        self._name, self._config = name, config
+        self._name, self._config, self._log = name, config, OwnLog()
         self._tokenizer = load_tokenizer(config.model.path, config.model.chat_template)
         self._end = sorted(end_tokens(config.model.path, self._tokenizer))
         self._timeout_s = config.cluster.stage_timeout_s
@@ -62,11 +63,18 @@ class VllmGenerator:
         self._engine: Any = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
-        settings.set_environment(device)
+        settings.set_environment(device, config.cluster.threads)
         arguments = settings.engine_arguments(config, device, num_gpus)
         self._engine = self._wait(self._start(arguments), config.cluster.start_timeout_s, "starting vLLM")
         workers = self._wait(self._engine.collective_rpc("rlft_reads_back"), self._timeout_s, "asking vLLM's workers")
         self._reads_back, self._num_workers = all(workers), len(workers)
+        if not self._reads_back and device == "cpu":
+            self.close()
+            raise UserError(
+                f"generator.engine: on a CPU vLLM cannot take new weights into {config.model.path}: it repacks "
+                "experts, quantized and state-space layers, and its own reload leaves them wrong. Use "
+                "generator.engine transformers."
+            )
 
     async def _start(self, arguments: dict[str, Any]) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -200,12 +208,19 @@ class VllmGenerator:
         """End a sample that was drawn in parts where a stop string spans them: vLLM looks at one part at a time."""
         if not params.stop or len(set(row.versions)) < 2:
             return
-        for count in range(1, len(row.tokens) + 1):
+
+        def stopped(count: int) -> bool:
             text = self._tokenizer.decode(row.tokens[:count], skip_special_tokens=False)
-            if any(stop in text for stop in params.stop):
-                del row.tokens[count:], row.logprobs[count:], row.versions[count:]
-                row.finish_reason = "stop"
-                return
+            return any(stop in text for stop in params.stop)
+
+        if not stopped(len(row.tokens)):
+            return
+        low, high = 0, len(row.tokens)  # not yet there, there already
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if stopped(middle) else (middle, high)
+        del row.tokens[high:], row.logprobs[high:], row.versions[high:]
+        row.finish_reason = "stop"
 
     def _group(self, prompt: Prompt, seeds: Sequence[int], rows: Sequence[_Row]) -> Group:
         texts = self._tokenizer.batch_decode([row.tokens for row in rows], skip_special_tokens=True)
@@ -354,7 +369,8 @@ class VllmGenerator:
         """vLLM's errors with the generator's name; ours as they are."""
         if isinstance(error, RunError | UserError):
             return error
-        return RunError(f"{self._name}: vLLM failed while {doing}: {type(error).__name__}: {error}")
+        own = self._log.last_error()
+        return RunError(f"{self._name}: vLLM failed while {doing}: {type(error).__name__}: {error}{own}")
 
 
 def _renamed(entry: Any) -> Any:

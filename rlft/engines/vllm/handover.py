@@ -7,6 +7,7 @@ Knows nothing about vLLM.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import tempfile
@@ -23,18 +24,28 @@ from rlft.config.model import LoraAdapter
 from rlft.engines.weights import TensorEntry, WeightUpdate, as_tensor
 
 _SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "rlft-weights-"  # then the process that made it
 _UPDATE = "update.pkl"
 
 
 @contextmanager
 def shared_folder(num_bytes: int) -> Iterator[Path]:
     """A folder for the length of this block; in shared memory when there is room for `num_bytes` there."""
+    sweep()
     roomy = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > num_bytes * 5 // 4
-    folder = Path(tempfile.mkdtemp(prefix="rlft-weights-", dir=_SHARED_MEMORY if roomy else None))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_SHARED_MEMORY if roomy else None))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove what processes that were killed have left in shared memory."""
+    for folder in _SHARED_MEMORY.glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_update(folder: Path, update: WeightUpdate, entries: Sequence[TensorEntry]) -> None:

@@ -39,14 +39,18 @@ def find_landing(model: nn.Module, name: str) -> Landing | None:
     name = _renamed(model, name)
     path, _, leaf = name.rpartition(".")
     parent, _, last = path.rpartition(".")
-    index = 0
+    index, whole = 0, True
     for fused, parts in (getattr(model, "packed_modules_mapping", None) or {}).items():
         if last in parts and last != fused and _module(model, f"{parent}.{fused}") is not None:
-            path, index = f"{parent}.{fused}", list(parts).index(last)
+            path, index, whole = f"{parent}.{fused}", list(parts).index(last), False
     module = _module(model, path)
     parameter = getattr(module, leaf, None) if module is not None else None
     if not isinstance(parameter, nn.Parameter):
         return None
+    if whole and (hasattr(module, "num_kv_head_replicas") or len(getattr(module, "output_sizes", ())) > 1):
+        if getattr(module, "tp_size", 1) > 1:
+            return None  # fused in the checkpoint already (Phi-3): its rows would have to be picked apart
+        return Landing(parameter, lambda t: t, lambda: parameter.data)
     return _landing(module, parameter, leaf, index)
 
 

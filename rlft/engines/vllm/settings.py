@@ -21,11 +21,13 @@ OURS = {  # engine arguments that follow from other keys or that correctness han
     "distributed_executor_backend", "logprobs_mode", "max_logprobs", "generation_config", "worker_extension_cls",
     "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "enable_sleep_mode", "disable_log_stats",
 }  # fmt: skip
+_REPLICAS = ("data_parallel", "pipeline_parallel")  # what begins so: engines or stages that weights would not reach
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 
 
-def set_environment(device: str) -> None:
-    """What vLLM reads from the environment, unless the user has set it. Before vLLM is imported."""
+def set_environment(device: str, threads: int | None = None) -> None:
+    """What vLLM reads from the environment, unless the user has set it. Before vLLM is imported. `threads`:
+    cluster.threads, which wins."""
     values = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
     if device == "cpu":
         # Cores are shared with other actors, so threads are not tied to any; compiling takes longer than it saves.
@@ -34,6 +36,8 @@ def set_environment(device: str) -> None:
         values |= {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     for name, value in values.items():
         os.environ.setdefault(name, value)
+    if threads is not None and device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @contextmanager
@@ -95,6 +99,11 @@ def _users(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given:
         if name in OURS:
             raise UserError(f"generator.engine_args.{name}: rlft sets it from other keys; take it out")
+        if name.startswith(_REPLICAS):
+            raise UserError(
+                f"generator.engine_args.{name}: new weights are loaded into and proved in one engine with all layers; "
+                "for more engines use generator.num_actors, for larger models generator.gpus (tensor parallel)"
+            )
         if name not in known:
             import difflib
 
