@@ -111,6 +111,26 @@ def summed(logprobs, advantages):
 
 def greedy(logprobs, temperature):
     return -logprobs
+
+
+def bold(logprobs, advantages, entropy):
+    return -logprobs * advantages - entropy
+
+
+def detached(logprobs, advantages):
+    return -(logprobs.detach() * advantages)
+
+
+def positional(logprobs, /):
+    return -logprobs
+
+
+def broken(logprobs):
+    return logprobs / missing
+
+
+def to_reference(logprobs, ref_logprobs):
+    return (logprobs - ref_logprobs) ** 2
 """
 
 
@@ -131,6 +151,9 @@ def test_a_loss_from_a_users_file(task: Path, capsys: pytest.CaptureFixture[str]
             "my_file.py:greedy asks for temperature. A policy loss is offered logprobs, old_logprobs",
         ),
         ("my_file.py:nothing", "my_file.py has no function 'nothing'. Functions there: my_loss, summed, greedy"),
+        ("my_file.py:detached", "returned a torch.float32 tensor that does not depend on the policy"),
+        ("my_file.py:positional", "my_file.py:positional has positional-only parameters"),
+        ("my_file.py:broken", "my_file.py:broken raised NameError: name 'missing' is not defined, at "),
         ("not_there.py:loss", 'algorithm.type: the file "not_there.py" does not exist. Near it: my_file.py'),
     ],
 )
@@ -144,6 +167,42 @@ def test_a_loss_that_does_not_fit_is_bad_input(
     config = write_config(task, "bad", GRPO, {**SHORT, "algorithm.type": function})
     assert cli.main(["train", config, "--run.name", f"bad-{function.replace('/', '-')}"]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_users_loss_may_use_the_entropy(task: Path) -> None:
+    """It has a gradient then: the policy stays more uncertain than without."""
+    (task / "my_file.py").write_text(MINE)
+    ends = []
+    for name in ("my_loss", "bold"):
+        changes = {"algorithm.type": f"my_file.py:{name}", "learner.schedule": "constant", "loop.steps": 6}
+        ends.append(metrics_of(run(task, f"entropy-{name}", changes))[-1]["policy/entropy"])
+    assert ends[1] > ends[0] + 1e-3
+
+
+def test_a_users_loss_may_use_the_reference(task: Path) -> None:
+    """Also in a step that has nothing to train on."""
+    (task / "my_file.py").write_text(MINE)
+    (task / "flat.py").write_text("def same(completions, **columns):\n    return [1.0] * len(completions)\n")
+    changes = {"algorithm.type": "my_file.py:to_reference", "algorithm.kl_coef": 0.1}
+    run(task, "to-reference", changes | {"rewards.functions": [{"function": "flat.py:same"}]})
+
+
+def test_teachers_of_another_size(task: Path, teacher: str, capsys: Any, monkeypatch: Any) -> None:
+    """More tokens asked for than there are; a teacher with rows behind its vocabulary; one that is not there."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlft import cli
+
+    wide = AutoModelForCausalLM.from_pretrained(teacher)
+    wide.resize_token_embeddings(80)
+    wide.save_pretrained(task / "wide")
+    AutoTokenizer.from_pretrained(teacher).save_pretrained(task / "wide")
+    changes = {"algorithm.type": "distill", "algorithm.teacher_signal": "forward_kl", "algorithm.teacher_top_k": 100}
+    run(task, "wide-teacher", {**changes, "teacher.path": str(task / "wide")})
+    monkeypatch.chdir(task)
+    config = write_config(task, "no-teacher", GRPO, {**SHORT, **changes, "teacher.path": "./nothere"})
+    assert cli.main(["train", config]) == 2
+    assert 'teacher.path: "./nothere" does not exist' in capsys.readouterr().err
 
 
 def test_kl_adapts(task: Path) -> None:

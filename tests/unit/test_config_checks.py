@@ -76,6 +76,33 @@ def test_the_base_is_right():
         ({"learner.betas": [0.9, 1.0]}, "learner.betas.1: found 1.0"),
         ({"run.name": "a/b"}, "cannot name a folder"),
         (
+            {"algorithm.type": "rft", "algorithm.kl_coef": 0.1, "algorithm.kl_in": "reward"},
+            "algorithm.kl_in: reward, but algorithm.advantage accepted does not look at the reward of single tokens",
+        ),
+        (
+            {"algorithm.type": "online_dpo", "algorithm.preference_loss": "robust"},
+            "algorithm.preference_smoothing: is empty, and then robust is dpo",
+        ),
+        (
+            {"algorithm.type": "online_dpo", "algorithm.preference_loss": "ipo", "algorithm.preference_smoothing": 0.1},
+            "algorithm.preference_smoothing: has no effect",
+        ),
+        ({"algorithm.type": "online_dpo", "algorithm.preference_loss": "bco"}, "algorithm.preference_loss: found"),
+        ({"algorithm.type": "ppo", "algorithm.replace_flat_groups": 8}, "algorithm.replace_flat_groups: has no effect"),
+        (
+            {
+                "algorithm.type": "distill",
+                "teacher.path": "x",
+                "algorithm.teacher_signal": "js",
+                "algorithm.clip_low": 0.1,
+            },
+            "algorithm.clip_low: has no effect, because all advantages are 0",
+        ),
+        (
+            {"algorithm.type": "rft", "algorithm.off_policy_sample_mask": 0.1},
+            "algorithm.off_policy_sample_mask: has no effect",
+        ),
+        (
             {"generator.stop": ["x"], "generator.min_new_tokens": 2},
             "generator.min_new_tokens: with generator.stop it means another thing in each engine",
         ),

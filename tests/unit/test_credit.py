@@ -332,3 +332,28 @@ def test_learning_from_uncertain_tokens_only(tmp_path):
     kept = [s.advantages[s.loss_mask] != 0 for g in groups for s in g.samples]
     assert [k.tolist() for k in kept] == [[False, False], [True, True, True]]  # tokens 10 10 | 11 11 11
     assert totals.num_tokens == 5
+
+
+def test_a_reward_of_one_in_parts_is_accepted():
+    """0.7 + 0.2 + 0.1 is a little less than 1 in floating point."""
+    assert 0.7 + 0.2 + 0.1 < 1
+    assert trained(assign_advantages([rewarded([0.7 + 0.2 + 0.1], 1)], AlgorithmConfig(type="rft"))) == [[1]]
+
+
+def test_equal_rewards_are_not_blown_up():
+    group = with_arrays(rewarded([1.0, 1.0], 1), values=[[0.0], [0.0, 0.0]])
+    group = group.with_samples([s for s in group.samples if s.num_trained == 1] * 3)
+    settings = AlgorithmConfig(type="ppo", whiten_rewards=True, advantage_scale="none")
+    assert [s.returns.max() for s in assign_advantages([group], settings)[0].samples] == [1, 1, 1]
+
+
+def test_flat_groups_teach_where_entropy_has_a_bonus():
+    groups = assign_advantages([rewarded([1.0, 1.0])], AlgorithmConfig())
+    assert select(groups, AlgorithmConfig(), 8)[0] == []
+    assert len(select(groups, AlgorithmConfig(entropy_coef=0.1), 8)[0]) == 1
+
+
+def test_what_is_trained_on_is_told(tmp_path):
+    """Of four groups of two, one is flat."""
+    groups = [rewarded([1.0, 1.0]), *FOUR[1:]]
+    assert learned(tmp_path, groups, {})[1]["samples/trained"] == 6 / 8

@@ -4,7 +4,7 @@ in a pack; and what no loss may take."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from rlft.algorithms.table import POLICY_LOSSES, Loss, make_loss
 from rlft.batch import make_pack, plan_micro_batches
 from rlft.config.algorithm import PRESETS, AlgorithmConfig
+from rlft.config.derived import loss_average
 from rlft.errors import RunError
 from rlft.loops.credit import assign_advantages, select
 from rlft.loops.learning import refuse_what_is_not_finite
 from rlft.models.policy import TokenScores
 from rlft.samples import Group, count_totals
-from tests.helpers import alone, random_groups
+from tests.helpers import alone, make_group, random_groups
 
 ALL = [{"policy_loss": name, "advantage": "group"} for name in POLICY_LOSSES] + [
     {"policy_loss": "clip", "kl_unbiased": True, "entropy_coef": 0.1, "dual_clip": 2.0},
@@ -64,7 +65,7 @@ def test_order_packing_and_ranks(keys, seed, random, average):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.randoms(use_true_random=False))
-@pytest.mark.parametrize("name", ["dpo", "ipo", "sppo", "nca", "exo"])
+@pytest.mark.parametrize("name", get_args(AlgorithmConfig.model_fields["preference_loss"].annotation))
 def test_pairs_in_any_order(name, seed, random):
     """Pairs stay together; which stands first in its pair, and in which pack the pair is, does not matter."""
     groups = random_groups(np.random.default_rng(seed), [2, 2, 2, 2], old_and_ref=True)
@@ -86,6 +87,23 @@ def test_pairs_in_any_order(name, seed, random):
         found = total(loss, packs, totals, "sequence")
         assert found[0] == pytest.approx(expected[0], rel=1e-5)
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-7)
+
+
+def test_pairs_weigh_the_same_whatever_their_length():
+    """Two pairs, of completions of 2 and of 20 tokens: the mean of each alone."""
+    algorithm = AlgorithmConfig(type="online_dpo")
+    loss, average = make_loss(algorithm, "none"), loss_average(algorithm)
+
+    def pair(length: int) -> Group:
+        group = make_group([4, 5], [[7] * length, [9] * length], advantages=[1.0, -1.0])
+        return group.with_samples(
+            [replace(s, ref_logprobs=np.where(s.loss_mask, -1.5, 0).astype("f4")) for s in group.samples]
+        )
+
+    short, long = pair(2), pair(20)
+    both = total(loss, [[short, long]], count_totals([short, long], 32), average)[0]
+    each = [total(loss, [[g]], count_totals([g], 32), average)[0] for g in (short, long)]
+    assert both == pytest.approx(sum(each) / 2) and each[0] != pytest.approx(each[1])
 
 
 @pytest.mark.parametrize("keys", ALL, ids=lambda keys: "-".join(map(str, keys.values())))
