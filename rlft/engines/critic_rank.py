@@ -5,7 +5,6 @@ Knows nothing about Ray, rewards or how often it is called.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,9 +62,7 @@ class CriticRank:
             else:
                 total = values.sum() * 0.0
             loss_sum += float(total.detach())
-            self._engine.accumulate(
-                total if math.isfinite(loss_sum) else total * math.nan, number == len(micro_batches)
-            )
+            self._engine.accumulate(total, number == len(micro_batches))
         grad_norm, applied = self._engine.step(lr)
         return RankUpdate(loss_sum, joined(parts), grad_norm, applied)
 

@@ -48,7 +48,7 @@ class ZeroEngine:
         where: Rendezvous,
         device: torch.device,
     ) -> None:
-        """Join the other ranks must have happened (`join`)."""
+        """The ranks have found each other (`join`)."""
         self.module, self.stage, self._settings, self._where, self._device = module, stage, settings, where, device
         self._engine: Any = self._initialize(dtype)
 

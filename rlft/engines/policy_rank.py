@@ -94,7 +94,7 @@ class PolicyRank:
             pack = make_pack(groups or [EMPTY], totals if groups else None, average, self._device, version)
             loss, stats = self._loss(self._engine(pack, self._temperature), pack, kl_coef)
             loss_sum += float(loss.detach())
-            self._engine.accumulate(loss if math.isfinite(loss_sum) else loss * math.nan, number == len(micro_batches))
+            self._engine.accumulate(loss, number == len(micro_batches))
             if groups:
                 parts.append(stats)
         stats = joined(parts)

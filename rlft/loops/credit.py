@@ -271,10 +271,15 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+def _left_out(groups: Sequence[Group], settings: AlgorithmConfig) -> np.ndarray:
+    """bool [P]: groups that are not trained on for being flat."""
+    return flat_groups(reward_matrix(groups)) & (settings.skip_flat_groups and flat_is_useless(settings))
+
+
 def worth_scoring(groups: Sequence[Group], settings: AlgorithmConfig) -> list[Group]:
     """What the reference, the critic and others have to look at before advantages are known: samples with a reward, and
     no group that will be left out for being flat."""
-    flat = flat_groups(reward_matrix(groups)) & (settings.skip_flat_groups and flat_is_useless(settings))
+    flat = _left_out(groups, settings)
     scored = [g.with_samples([s for s in g.samples if s.reward is not None and s.num_trained]) for g in groups]
     return [g for g, out in zip(scored, flat, strict=True) if g.samples and not out]
 
@@ -283,7 +288,7 @@ def select(groups: Sequence[Group], settings: AlgorithmConfig, max_new_tokens: i
     """What to train on, and the counts to divide by. Samples without an advantage are out of both; flat groups are out
     of training but stay in the counts, so that leaving them out changes nothing but the time."""
     scored = [group.with_samples([s for s in group.samples if s.advantages is not None]) for group in groups]
-    flat = flat_groups(reward_matrix(groups)) & (settings.skip_flat_groups and flat_is_useless(settings))
+    flat = _left_out(groups, settings)
     chosen = [g for g, out in zip(scored, flat, strict=True) if g.samples and not out]
     return chosen, count_totals(scored, max_new_tokens)
 

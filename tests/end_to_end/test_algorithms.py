@@ -184,7 +184,10 @@ def test_a_users_loss_may_use_the_reference(task: Path) -> None:
     (task / "my_file.py").write_text(MINE)
     (task / "flat.py").write_text("def same(completions, **columns):\n    return [1.0] * len(completions)\n")
     changes = {"algorithm.type": "my_file.py:to_reference", "algorithm.kl_coef": 0.1}
-    run(task, "to-reference", changes | {"rewards.functions": [{"function": "flat.py:same"}]})
+    idle = metrics_of(run(task, "to-reference", changes | {"rewards.functions": [{"function": "flat.py:same"}]}))
+    assert [line["samples/trained"] for line in idle] == [0, 0, 0]
+    busy = metrics_of(run(task, "to-reference-busy", changes))
+    assert all(line["samples/trained"] > 0 for line in busy)
 
 
 def test_teachers_of_another_size(task: Path, teacher: str, capsys: Any, monkeypatch: Any) -> None:
