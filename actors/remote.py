@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from actors.learner import LearnerActor, start_ranks
 from actors.placement import Seat, reserve, seats
 from actors.reward_worker import RewarderGroup, RewardWorker
 from actors.scorer import ScorerActor, ScorerGroup
-from actors.supervisor import get_all
+from actors.supervisor import deaths_named, get_all
 from rewards.combine import RewardSet
 from rlft.config import Config
 from rlft.config.derived import weight_transport
@@ -27,26 +27,33 @@ from rlft.errors import RunError
 from rlft.loops.offline import OfflineRoles
 from rlft.loops.on_policy import Roles
 
+Start = Callable[..., tuple[list[Any], list[str]]]
+
 
 @contextmanager
-def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], dict[str, Any]]]:
-    """Ray runs and every seat is reserved; at the end the actors are killed and the seats given back."""
+def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], Start]]:
+    """Ray runs and every seat is reserved: the seats, and the way to start the actors of a role in theirs. At the end
+    the actors are killed and the seats given back."""
     all_seats = seats(config)
     with connected(config, all_seats):
         group, options = reserve(config, all_seats)
+        started: dict[str, Any] = {}
+
+        def start(role: str, kind: Any, *args: Any) -> tuple[list[Any], list[str]]:
+            mine = {s.name: kind.options(**options[s.name]).remote(config, s, *args) for s in all_seats.get(role, [])}
+            started.update(mine)
+            return list(mine.values()), list(mine)
+
         try:
-            yield all_seats, options
+            with deaths_named(started):
+                yield all_seats, start
         finally:
             remove_placement_group(group)  # kills the actors in it
 
 
-def _trained(
-    config: Config, seats: Sequence[Seat], options: dict[str, Any], role: str = "learner"
-) -> tuple[Call, dict[str, str], list[Any]]:
+def _trained(config: Config, start: Start, role: str = "learner") -> tuple[Call, dict[str, str], list[Any]]:
     """The way to call the ranks of the learner or the critic, where each runs, and their actors."""
-    kind: Any = LearnerActor
-    actors = [kind.options(**options[s.name]).remote(config, s, role) for s in seats]
-    names = [s.name for s in seats]
+    actors, names = start(role, LearnerActor, role)
     call, places = start_ranks(actors, names, config, role)
     return call, dict(zip(names, places, strict=True)), actors
 
@@ -54,30 +61,24 @@ def _trained(
 @contextmanager
 def offline_roles(config: Config) -> Iterator[OfflineRoles]:
     """The learner alone."""
-    with _placed(config) as (all_seats, options):
-        call, places, _ = _trained(config, all_seats["learner"], options)
+    with _placed(config) as (_, start):
+        call, places, _ = _trained(config, start)
         yield OfflineRoles(RankedLearner(config, call), places)
 
 
 @contextmanager
 def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnvironment | None = None) -> Iterator[Roles]:
     """All roles of an on-policy run, loaded and ready."""
-    with _placed(config) as (all_seats, options):
-
-        def start(role: str, kind: Any, *args: Any) -> tuple[list[Any], list[str]]:
-            mine = all_seats.get(role, [])
-            started = [kind.options(**options[s.name]).remote(config, s, *args) for s in mine]
-            return started, [s.name for s in mine]
-
+    with _placed(config) as (all_seats, start):
         generators, generator_names = start("generator", GeneratorActor)
         workers, worker_names = start("reward_worker", RewardWorker, rewards)
         scorers, scorer_names = start("scorer", ScorerActor)
         teachers, teacher_names = start("teacher", ScorerActor, "teacher")
         environments, environment_names = start("environment", EnvironmentActor, environment)
-        call, places, learners = _trained(config, all_seats["learner"], options)
+        call, places, learners = _trained(config, start)
         critic = None
         if "critic" in all_seats:
-            critic_call, critic_places, _ = _trained(config, all_seats["critic"], options, "critic")
+            critic_call, critic_places, _ = _trained(config, start, "critic")
             critic, places = RankedCritic(config, critic_call), places | critic_places
         everyone = [*generators, *workers, *scorers, *teachers, *environments]
         names = [*generator_names, *worker_names, *scorer_names, *teacher_names, *environment_names]

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rlft.errors import RunError, UserError
+
+_DEATH_KNOWN_S = 5.0  # Ray names a dead process within one or two
+
+
+class DeathError(RunError):
+    """The process of an actor is gone."""
 
 
 def get_each(waiting: Mapping[Any, str], stage: str, timeout_s: float) -> Iterator[tuple[Any, Any]]:
@@ -63,7 +70,7 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
             ) from error
         text = " ".join(str(error).split())  # of Ray's many lines the one that says how
         why = text.partition("The actor is dead ")[2].partition(" Some common causes")[0].rstrip(".") or text
-        raise RunError(
+        raise DeathError(
             f"{stage}: {name} died ({why}). Its output is in {log_folder()}. Common causes: out of "
             "memory (dmesg tells), a killed node. Go on from the last checkpoint with --resume auto."
         ) from error
@@ -71,6 +78,25 @@ def value_of(ref: Any, name: str, stage: str) -> Any:
         raise RunError(f"{stage}: the answer of {name} could not be fetched within 60 s") from error
     except RayError as error:
         raise RunError(f"{stage}: the answer of {name} was lost ({error})") from error
+
+
+@contextmanager
+def deaths_named(actors: Mapping[str, Any]) -> Iterator[None]:
+    """An error within this block that may come of the death of one of these actors is raised as that death: whoever
+    exchanges tensors with a process that dies often fails before Ray knows of the death."""
+    try:
+        yield
+    except DeathError:
+        raise
+    except RunError as error:
+        asked = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_DEATH_KNOWN_S)  # busy ones stay silent
+        for ref in answered:
+            try:
+                value_of(ref, asked[ref], "looking for what caused an error")
+            except DeathError as death:
+                raise DeathError(f"{death}\nThe error: {error}") from error
+        raise
 
 
 def merge_streams(streams: Mapping[Any, str], stage: str, timeout_s: float) -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from importlib.util import find_spec
@@ -70,5 +71,5 @@ def test_an_end_that_dies_is_named_at_once(task: Path, dies: str) -> None:
     begin = time.monotonic()
     err = fails(1, finish(process, 60))
     assert time.monotonic() - begin < 45  # of it 20 for the stopped one, which is asked to close
-    stage = "learner send" if dies == "learner-0" else "loading weight version 3"
-    assert f"error: {stage}: {dies} died (because its worker process has died." in err, err
+    stage = "learner send" if dies == "learner-0" else "(loading weight version 3|looking for what caused an error)"
+    assert re.search(rf"error: {stage}: {dies} died \(because its worker process has died\.", err), err
