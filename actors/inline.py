@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 from rewards.combine import RewardSet
 from rlft.config import Config
 from rlft.config.derived import uses_critic, uses_reference, uses_teacher
 from rlft.engines.build import make_generator, make_scorer
-from rlft.engines.learner import RankedCritic, RankedLearner
+from rlft.engines.learner import Call, RankedCritic, RankedLearner
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.environments.worker import ThreadRunner
@@ -32,20 +33,23 @@ class InlineRewarder:
 
 def learner(config: Config) -> RankedLearner:
     """A learner of one rank."""
-    from rlft.engines.deepspeed import Rendezvous
     from rlft.engines.policy_rank import PolicyRank
 
-    rank = PolicyRank(config, Rendezvous(), _device(config.learner.gpus))
-    return RankedLearner(config, lambda method, args: [getattr(rank, method)(*args[0])])
+    return RankedLearner(config, _one_rank(PolicyRank, config, config.learner.gpus))
 
 
 def critic(config: Config) -> RankedCritic:
     """A critic of one rank."""
     from rlft.engines.critic_rank import CriticRank
+
+    return RankedCritic(config, _one_rank(CriticRank, config, config.critic.gpus))
+
+
+def _one_rank(kind: Any, config: Config, gpus: float) -> Call:
     from rlft.engines.deepspeed import Rendezvous
 
-    rank = CriticRank(config, Rendezvous(), _device(config.critic.gpus))
-    return RankedCritic(config, lambda method, args: [getattr(rank, method)(*args[0])])
+    rank = kind(config, Rendezvous(), _device(gpus))
+    return lambda method, args: [getattr(rank, method)(*args[0])]
 
 
 @contextmanager

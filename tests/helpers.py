@@ -119,3 +119,11 @@ def make_sharp_model(folder: Path, factor: float, **sizes: int) -> Any:
                 parameter.mul_(factor)
     model.save_pretrained(folder)
     return model
+
+
+def numbers(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def leaf(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)

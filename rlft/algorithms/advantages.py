@@ -55,15 +55,6 @@ def leave_one_out_advantages(rewards_PG: np.ndarray, scale: str = "none", eps: f
     return advantages
 
 
-def batch_advantages(rewards_PG: np.ndarray, baseline: bool, eps: float = 1e-4) -> np.ndarray:
-    """Rewards whitened over the batch, so that no group is needed (REINFORCE++, Hu et al. 2025, arXiv:2501.03262). With
-    `baseline` each group's mean goes first (REINFORCE++-baseline, same paper), and the batch's deviation scales easy
-    and hard prompts alike."""
-    rewards = np.asarray(rewards_PG, dtype=np.float64)
-    scored = ~np.isnan(rewards)
-    return _whitened(np.where(scored, _centered(rewards, scored), np.nan) if baseline else rewards, eps)
-
-
 def normalized_sum(parts_PGF: np.ndarray, weights_F: np.ndarray, eps: float = 1e-4) -> np.ndarray:
     """Advantages when several rewards are put on one scale each before they are added (GDPO, Liu et al. 2026,
     arXiv:2601.05242): group advantages of each function, weighted and added up, whitened over the batch.

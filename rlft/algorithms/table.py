@@ -46,17 +46,9 @@ class Tokens(NamedTuple):
     sample_of: Tensor
 
 
-class Bounds(NamedTuple):
-    """Of the importance ratio."""
-
-    clip_low: float
-    clip_high: float
-    dual_clip: float | None
-    ratio_cap: float | None
-
-
-def _bounds(settings: AlgorithmConfig) -> Bounds:
-    return Bounds(settings.clip_low, settings.clip_high, settings.dual_clip, settings.ratio_cap)
+def _bounds(settings: AlgorithmConfig) -> tuple[float, float, float | None, float | None]:
+    """Of the importance ratio, in the order of `clipped_policy_loss`."""
+    return settings.clip_low, settings.clip_high, settings.dual_clip, settings.ratio_cap
 
 
 POLICY_LOSSES: dict[str, Callable[[Tokens, AlgorithmConfig], TokenLoss]] = {

@@ -52,7 +52,7 @@ def assign_advantages(
         everything = np.concatenate([r for row in rewards for r in row if r is not None] or [np.zeros(0)])
         deviation = everything.std(ddof=1) if len(everything) > 1 else 0.0
         deviation = deviation if deviation > 1e-6 else 1.0  # all alike: nothing to divide by
-        rewards = [[None if r is None else r / deviation for r in row] for row in rewards]
+        rewards = _each(rewards, lambda r: r / deviation)
     advantages, returns = ESTIMATORS[settings.advantage](groups, rewards, settings)
     if settings.teacher_coef and settings.teacher_signal == "sampled":
         advantages = [
@@ -126,6 +126,10 @@ def _turn_starts(sample: Sample) -> np.ndarray:
 Estimator = Callable[[Sequence[Group], Rows, AlgorithmConfig], tuple[Rows, Rows]]
 
 
+def _each(rows: Rows, change: Callable[[np.ndarray], np.ndarray]) -> Rows:
+    return [[None if r is None else change(r) for r in row] for row in rows]
+
+
 def _nothing(rows: Rows) -> Rows:
     return [[None] * len(row) for row in rows]
 
@@ -196,7 +200,7 @@ def _batch(baseline: bool) -> Estimator:
                 [None if r is None else np.append(r[:-1], r[-1] - mean) for r in row]
                 for row, mean in zip(rewards, means, strict=True)
             ]
-        advantages: Rows = [[None if r is None else token_returns(r, settings.gamma) for r in row] for row in rewards]
+        advantages = _each(rewards, lambda r: token_returns(r, settings.gamma))
         return _whitened(advantages, settings), _nothing(rewards)
 
     return estimate
@@ -219,7 +223,7 @@ def _whitened(rows: Rows, settings: AlgorithmConfig) -> Rows:
         return rows
     flat = [a for row in rows for a in row if a is not None]
     pieces = iter(cut_like(whiten(np.concatenate(flat)), flat) if flat else [])
-    return [[None if a is None else next(pieces) for a in row] for row in rows]
+    return _each(rows, lambda _: next(pieces))
 
 
 def cut_like(values: np.ndarray, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -255,7 +259,7 @@ def _pairs(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) ->
 
 
 def _none(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) -> tuple[Rows, Rows]:
-    return [[None if r is None else np.zeros(len(r)) for r in row] for row in rewards], _nothing(rewards)
+    return _each(rewards, np.zeros_like), _nothing(rewards)
 
 
 ESTIMATORS: dict[str, Estimator] = {

@@ -1,4 +1,6 @@
-"""What happens to the samples of a step: who looks at them, what they are worth, and the updates that follow.
+"""What happens to the samples of a step:
+
+    reference, critic, teacher look at them -> advantages (credit.py) -> updates of the policy, and of the critic
 
 Knows the roles only by their Protocols.
 """

@@ -1,6 +1,6 @@
 """The training loop for policies that learn from their own samples. Start reading here.
 
-    restore -> sync weights -> each step: rollouts -> advantages -> reference -> learn -> sync weights -> log, save
+    restore -> sync weights -> each step: rollouts -> learn (see learning.py) -> sync weights -> log, save
 
 Synchronous training is this loop with max_staleness 0: the rollouts of a step begin only when the weights that they are
 to train have arrived. With max_staleness k, rollouts of k further steps are under way meanwhile; new weights reach them

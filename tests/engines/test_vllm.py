@@ -12,37 +12,28 @@ import numpy as np
 import pytest
 import torch
 
-from rlft.engines.vllm import settings
-from rlft.engines.weights import WeightUpdate, pack_weights
-from rlft.errors import RunError, UserError, WeightSyncError
-from rlft.models.load import load_model, trainable_names
-from rlft.samples import Group, Sample, SamplingParams
-from tests.helpers import make_config, make_prompt, make_sharp_model, plain_logprobs
+from rlft.engines.weights import WeightUpdate
+from rlft.errors import RunError, WeightSyncError
+from rlft.samples import Sample, SamplingParams
+from tests.engines.vllm_generator import (
+    PROMPTS,
+    TEMPERATURE,
+    begin,
+    completion,
+    draw,
+    gap,
+    model_of,
+    samples_of,
+    start,
+    update_of,
+)  # fmt: skip
+from tests.engines.vllm_generator import folder as folder  # the fixture
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 pytest.importorskip("vllm", reason="vLLM is not installed (make vllm)")
 
-EOS, TEMPERATURE = 2, 0.7
-PROMPTS = [make_prompt(ids, f"p{i}") for i, ids in enumerate([[5, 6, 7], [30], [8, 9, 10, 11, 12, 13, 14], [6, 6]])]
+EOS = 2
 SQUARE = "model.layers.1.self_attn.o_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose o_proj is square, and which keeps a sample going for 400 tokens."""
-    made = tmp_path_factory.mktemp("model") / "m"
-    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 96}
-    make_sharp_model(made, 8, **sizes, max_length=1024)
-    return made
-
-
-def start(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
-    """A vLLM generator with workers that can be made faulty."""
-    from rlft.engines.vllm.engine import VllmGenerator
-
-    monkeypatch.setattr(settings, "WORKER", "tests.engines.faulty_worker.FaultyReceiver")
-    changes = {"generator.engine": "vllm", "generator.temperature": TEMPERATURE} | changes
-    return VllmGenerator(make_config(folder, changes), name="generator-7")
 
 
 @pytest.fixture(scope="module")
@@ -62,52 +53,6 @@ def adapted(folder: Path) -> Iterator[Any]:
         generator = start(folder, monkeypatch, **{"model.adapter": adapter, "generator.stop": ["ab"]})
     yield generator
     generator.close()
-
-
-def model_of(generator: Any, seed: int) -> Any:
-    """The model of a generator as transformers has it, what trains drawn from `seed`."""
-    lm = load_model(generator._config.model)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in lm.named_parameters():
-            if parameter.requires_grad and parameter.ndim > 1:
-                parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
-            if "lora_B" in name:
-                parameter.normal_(0, 0.5)
-    return lm.eval()
-
-
-def update_of(lm: Any, version: int, complete: bool = True) -> WeightUpdate:
-    names = trainable_names(lm)
-    tensors = [(n, p.detach()) for n, p in lm.named_parameters() if complete or n in names]
-    return pack_weights(tensors, version, complete, names)
-
-
-def draw(generator: Any, prompts: Any = PROMPTS, version: int = 0, **params: Any) -> list[Group]:
-    return [group for _, group in sorted(begin(generator, prompts, version, **params), key=lambda item: item[0])]
-
-
-def begin(generator: Any, prompts: Any, version: int, first_seed: int = 0, **params: Any) -> Any:
-    wanted = SamplingParams(**{"num_samples": 3, "max_new_tokens": 12, "temperature": TEMPERATURE, **params})
-    names = [prompt.id for prompt in PROMPTS]
-    seeds = [[first_seed + 10 * names.index(p.id) + j for j in range(wanted.num_samples)] for p in prompts]
-    return generator.generate(prompts, seeds, wanted, version)
-
-
-def samples_of(groups: list[Group]) -> list[Sample]:
-    return [sample for group in groups for sample in group.samples]
-
-
-def completion(sample: Sample) -> list[int]:
-    return sample.token_ids[sample.loss_mask].tolist()
-
-
-def gap(lm: Any, sample: Sample, version: int, temperature: float = TEMPERATURE) -> float:
-    """Largest difference of log-probs between vLLM and a plain forward pass, on tokens of this version."""
-    with torch.no_grad():
-        expected = plain_logprobs(lm, sample, temperature).numpy()
-    mine = sample.weight_versions[sample.loss_mask] == version
-    return float(np.abs(sample.logprobs[sample.loss_mask] - expected)[mine].max())
 
 
 # ---- what it draws ----
@@ -391,71 +336,3 @@ def test_a_worker_that_dies_during_a_load_is_named(folder):
             draw(generator)
     finally:
         generator.close()
-
-
-def test_bfloat16_weights_can_be_read_back(folder):
-    """On CPUs with AMX vLLM would pack bfloat16 matrices and drop the originals."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        generator = start(folder, monkeypatch, **{"model.dtype": "bfloat16"})
-    try:
-        for version in range(2):
-            lm = model_of(generator, version)
-            assert generator.load(update_of(lm, version)), "every tensor was compared"
-            assert max(gap(lm, s, version) for s in samples_of(draw(generator, version=version))) < 0.1
-    finally:
-        generator.close()
-
-
-def save_model(folder, config):
-    """A small model of another family."""
-    import transformers
-
-    from rlft.models.tiny import BOS_ID, EOS_ID, PAD_ID, digits_tokenizer
-
-    ids = dict(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
-    sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-                 num_key_value_heads=1, max_position_embeddings=256)  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config(**{**sizes, **ids})).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    model.generation_config = transformers.GenerationConfig(**ids)
-    model.save_pretrained(folder)
-    digits_tokenizer().save_pretrained(folder)
-
-
-def test_layers_that_the_checkpoint_has_fused_already(tmp_path):
-    """Phi-3: q, k and v are one tensor on both sides."""
-    from transformers import Phi3Config
-
-    save_model(tmp_path / "phi", Phi3Config)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        generator = start(tmp_path / "phi", monkeypatch)
-    try:
-        for version in range(2):
-            lm = model_of(generator, version)
-            assert generator.load(update_of(lm, version))
-            assert max(gap(lm, s, version) for s in samples_of(draw(generator, version=version))) < 1e-4
-    finally:
-        generator.close()
-
-
-def test_a_model_that_cannot_take_new_weights_here_is_refused_at_the_start(tmp_path):
-    """On CPUs vLLM repacks experts, and its own reload of the very same weights makes another model of them."""
-    from functools import partial
-
-    from transformers import Qwen3MoeConfig
-
-    moe = partial(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=32)
-    save_model(tmp_path / "moe", moe)
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(UserError, match="cannot take new weights into"):
-        start(tmp_path / "moe", monkeypatch)
-
-
-@pytest.mark.parametrize("name", ["data_parallel_size", "pipeline_parallel_size"])
-def test_engines_that_weights_would_not_reach_are_refused(folder, name):
-    """Only the first of several would answer for all."""
-    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(UserError, match=f"{name}: new weights are loaded"):
-        start(folder, monkeypatch, **{"generator.engine_args": {name: 2}})

@@ -1,4 +1,4 @@
-"""Weights that go from GPU to GPU: mapped by CUDA IPC on one, broadcast by NCCL between two."""
+"""Weights that a generator maps on the GPU that it shares with the learner. Whole runs: test_vllm.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rlft.samples import SamplingParams
 from tests.gpu.test_vllm import PROMPTS, moved
 from tests.gpu.test_vllm import folder as folder  # the fixture
 from tests.helpers import make_config, plain_logprobs
-from tests.running import GRPO, metrics_of, train_here, write_config, write_files
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,17 +48,3 @@ def test_vllm_maps_the_learners_tensors(folder: Path, dtype: str) -> None:
                     assert gap < (1e-3 if dtype == "float32" else 0.1)
     finally:
         generator.close()
-
-
-@pytest.mark.parametrize("layout", ["separate", "colocated"])
-def test_runs_choose_their_transport(tmp_path: Path, layout: str) -> None:
-    """Separate GPUs: NCCL. A shared one: IPC. The sampler agrees with the learner at each step."""
-    if layout == "separate" and torch.cuda.device_count() < 2:
-        pytest.skip("NCCL between two roles needs two GPUs")
-    gpus = {"generator.gpus": 1, "learner.gpus": 1, "cluster.layout": layout, "cluster.mode": "local"}
-    sizes = {"model.tiny.hidden_size": 64, "model.tiny.num_heads": 2, "model.tiny.num_kv_heads": 1}
-    changes = {**gpus, **sizes, "generator.engine": "vllm", "loop.steps": 4, "algorithm.kl_coef": 0.0}
-    write_files(tmp_path)
-    run = tmp_path / train_here(tmp_path, write_config(tmp_path, layout, GRPO, changes)).folder
-    for line in metrics_of(run):
-        assert line["sampler/logprob_diff_mean"] < 1e-3

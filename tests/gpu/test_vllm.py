@@ -82,8 +82,8 @@ def test_new_weights_are_those_that_draw(folder: Path, dtype: str, adapter: Any)
 
 
 @pytest.mark.parametrize("layout", ["colocated", "separate"])
-def test_a_run_with_vllm(tmp_path: Path, layout: str) -> None:
-    """Through Ray: on one GPU in turn, or on two."""
+def test_a_run_with_vllm(tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through Ray: on one GPU in turn, where weights are mapped, or on two, where NCCL broadcasts them."""
     if layout == "separate" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     write_files(tmp_path)
@@ -94,6 +94,7 @@ def test_a_run_with_vllm(tmp_path: Path, layout: str) -> None:
     run = train_here(tmp_path, write_config(tmp_path, layout, GRPO, changes)).folder
     for line in metrics_of(run):
         assert line["sampler/fresh"] == 1 and line["sampler/logprob_diff_mean"] < 1e-3
+    assert {"colocated": "without being moved", "separate": "by broadcast"}[layout] in capsys.readouterr().err
 
 
 def test_rollouts_inside_a_run_are_as_fast_as_vllm_alone(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.algorithms.advantages import (
-    batch_advantages,
     gae,
     group_advantages,
     leave_one_out_advantages,
@@ -80,17 +79,6 @@ def test_whiten():
     assert whiten(np.array([5.0, 5.0])).tolist() == [0.0, 0.0]
 
 
-def test_rewards_whitened_over_the_batch():
-    # rewards 0 2 4 6: mean 3, variance 20 / 3. With the groups' means 1 and 5 off: -1 1 -1 1, mean 0, variance 4 / 3
-    rewards = np.array([[0.0, 2.0, NAN], [4.0, NAN, 6.0]])
-    plain = np.array([[-3, -1, NAN], [1, NAN, 3]]) / (np.sqrt(20 / 3) + 1e-4)
-    np.testing.assert_allclose(batch_advantages(rewards, baseline=False), plain)
-    against_groups = np.array([[-1, 1, NAN], [-1, NAN, 1]]) / (np.sqrt(4 / 3) + 1e-4)
-    np.testing.assert_allclose(batch_advantages(rewards, baseline=True), against_groups)
-    assert batch_advantages(np.array([[5.0]]), baseline=False).tolist() == [[0.0]]
-    assert np.isnan(batch_advantages(np.array([[NAN]]), baseline=True)).all()
-
-
 @settings(deadline=None)
 @given(rewards_of_groups, st.floats(-5, 5).map(lambda x: round(x, 3)))
 def test_a_constant_for_a_whole_group_changes_nothing(rewards, constant):
@@ -100,7 +88,6 @@ def test_a_constant_for_a_whole_group_changes_nothing(rewards, constant):
         scale = "none"
         np.testing.assert_allclose(advantages(shifted, scale), advantages(rewards, scale), atol=1e-9)
     np.testing.assert_allclose(group_advantages(shifted, "group"), group_advantages(rewards, "group"), atol=1e-6)
-    np.testing.assert_allclose(batch_advantages(shifted, True), batch_advantages(rewards, True), atol=1e-6)
 
 
 @settings(deadline=None)
@@ -114,9 +101,6 @@ def test_the_order_of_samples_changes_nothing(rewards, random):
         np.testing.assert_allclose(mixed, group_advantages(rewards, scale)[:, order], atol=1e-9)
     mixed = leave_one_out_advantages(rewards[:, order])
     np.testing.assert_allclose(mixed, leave_one_out_advantages(rewards)[:, order], atol=1e-9)
-    for baseline in (False, True):
-        mixed = batch_advantages(rewards[:, order], baseline)
-        np.testing.assert_allclose(mixed, batch_advantages(rewards, baseline)[:, order], atol=1e-9)
 
 
 @settings(deadline=None)
@@ -127,7 +111,5 @@ def test_equal_rewards_and_lone_samples_teach_nothing(reward, size):
         group_advantages(rewards),
         group_advantages(rewards, "none"),
         leave_one_out_advantages(rewards),
-        batch_advantages(rewards, baseline=False),
-        batch_advantages(rewards, baseline=True),
     ):
         np.testing.assert_allclose(advantages, 0, atol=1e-9)

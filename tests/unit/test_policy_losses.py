@@ -24,16 +24,9 @@ from rlft.algorithms.policy import (
     vespo_loss,
 )
 from rlft.algorithms.value import clipped_value_loss
+from tests.helpers import leaf, numbers
 
 LOG2 = math.log(2)
-
-
-def numbers(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def leaf(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
 
 
 def slopes(loss: torch.Tensor, at: torch.Tensor) -> list[float]:

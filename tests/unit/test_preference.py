@@ -19,12 +19,9 @@ from rlft.algorithms.preference import (
     robust,
     simpo,
 )
+from tests.helpers import numbers
 
 LOG3 = math.log(3)
-
-
-def numbers(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_dpo():
