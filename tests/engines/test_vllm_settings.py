@@ -24,4 +24,6 @@ def test_engine_arguments_that_are_wrong_are_refused(tiny_folder: Path) -> None:
         refused({"max_model_length": 5})
     with pytest.raises(UserError, match=r"engine_args\.seed: rlft sets it"):
         refused({"seed": 5})
+    with pytest.raises(UserError, match=r"engine_args\.kv_cache_memory_bytes: without effect on CPUs"):
+        refused({"kv_cache_memory_bytes": 2**30})
     assert refused({"max_model_len": 128})["max_model_len"] == 128

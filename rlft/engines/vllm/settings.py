@@ -87,10 +87,10 @@ def engine_arguments(config: Config, device: str, num_gpus: float) -> dict[str, 
         arguments["block_size"] = 32  # the least; of 128, the default there, few prompts would fill one to be shared
     if model.adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(model.adapter)}
-    return arguments | _users(generator.engine_args)
+    return arguments | _users(generator.engine_args, device)
 
 
-def _users(given: Mapping[str, Any]) -> dict[str, Any]:
+def _users(given: Mapping[str, Any], device: str) -> dict[str, Any]:
     import dataclasses
 
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -103,6 +103,11 @@ def _users(given: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"generator.engine_args.{name}: new weights are loaded into and proved in one engine with all layers; "
                 "for more engines use generator.num_actors, for larger models generator.gpus (tensor parallel)"
+            )
+        if name == "kv_cache_memory_bytes" and device == "cpu":
+            raise UserError(
+                f"generator.engine_args.{name}: without effect on CPUs, where vLLM takes the GiB of its cache from the "
+                "environment variable VLLM_CPU_KVCACHE_SPACE (1 where you set none); set that instead"
             )
         if name not in known:
             import difflib
