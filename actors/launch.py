@@ -17,7 +17,7 @@ from rlft.config.derived import environment_weight, weight_transport
 from rlft.config.load import dump_config
 from rlft.data.examples import load_examples
 from rlft.data.prompts import PromptSet, load_prompts
-from rlft.data.tokenizer import load_tokenizer
+from rlft.data.tokenizer import end_tokens, load_tokenizer
 from rlft.engines.build import check_engine
 from rlft.environments.build import configured_environment, make_turns
 from rlft.environments.load import BoundEnvironment
@@ -105,8 +105,9 @@ def _on_policy(
 
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
+    path = str(config.model.path)
     examples = load_examples(
-        config.data, tokenizer, window=window(str(config.model.path)), seed=config.run.seed, rows=dataset
+        config.data, tokenizer, window=window(path), seed=config.run.seed, end=end_tokens(path, tokenizer), rows=dataset
     )
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")

@@ -25,6 +25,9 @@ class DataConfig(Section):
     """Put in front of each conversation. Makes plain text prompts into conversations."""
     apply_chat_template: bool | None = None
     """Render prompts with the tokenizer's chat template. Empty: do so for messages, not for plain text."""
+    train_on: Literal["assistant", "last", "everything"] = "assistant"
+    """For SFT, what is learned: every answer of a conversation, its last alone, or all tokens, the prompt's too. Of
+    plain text, `assistant` and `last` are the completion."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with a prompt that does not fit the model's window with max_new_tokens behind it."""
     max_rows: int | None = Field(default=None, ge=1)

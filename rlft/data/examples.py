@@ -1,20 +1,21 @@
-"""Rows to worked examples for supervised fine-tuning: prompt + completion + end, with a mask of what to learn.
+"""Rows to worked examples for supervised fine-tuning: pieces of text, some of them learned, as tokens with a mask.
 
-Knows nothing about losses. Only the last assistant turn is trained on.
+Knows nothing about losses. Pieces are tokenised apart, so that what stands before an answer is, token by token, what a
+generator would be given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rlft.config.data import DataConfig
 from rlft.data.order import batch_indices
 from rlft.data.prompts import check_fit, conversation, load_rows, render, require_template, tokenize, wants_chat
-from rlft.data.reading import Rows
 from rlft.data.shapes import DataShape, completion_text, detect_shape, last_assistant_turn, prompt_text
 from rlft.errors import UserError
 from rlft.samples import Group, Prompt, Sample
@@ -38,35 +39,55 @@ class ExampleSet:
         return [self.examples[i] for i in order]
 
 
+class Piece(NamedTuple):
+    """A part of an example's text."""
+
+    text: str
+    is_answer: bool
+
+
+class Talk(NamedTuple):
+    """An example before it is tokenised: what is asked, then answers and what stands between them."""
+
+    pieces: list[Piece]  # the first is the prompt, the last an answer
+    messages: tuple[Mapping[str, str], ...] | None  # the prompt's, where the data is chat
+
+
 def load_examples(
     data: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
     window: int,
     seed: int,
+    end: AbstractSet[int] = frozenset(),
     rows: Iterable[Any] | None = None,
 ) -> ExampleSet:
     """Read, render and tokenise the examples of `rows`, else of `data.path`.
 
-    The mask is True exactly on the completion's tokens and the end-of-sequence token. Raises UserError for data that
-    cannot be used.
+    The mask is True exactly on the answers that `data.train_on` chooses and the token that ends each: the template's
+    own where it is the tokenizer's end of a sequence or one of `end` (by which the model ends a turn), else the
+    tokenizer's, put behind the last. Raises UserError for data that cannot be used.
     """
     read = load_rows(data, rows)
     shape = detect_shape(
         read, prompt_column=data.prompt_column, completion_column=data.completion_column, need_completion=True
     )
     chat = wants_chat(data, shape)
-    prompts, completions, talks = _chat_texts(read, shape, data, tokenizer) if chat else _plain_texts(read, shape)
-    prompt_ids = tokenize(tokenizer, prompts, special=not chat, places=read.places)
-    bare_ids = tokenize(tokenizer, completions, special=False, places=read.places)
-    completion_ids = [_ended(ids, tokenizer, chat) for ids in bare_ids]
+    if chat:
+        require_template(tokenizer)
+    located = list(zip(read.rows, read.places, strict=True))
+    talks = [_chat(row, place, shape, data, tokenizer) if chat else _plain(row, place, shape) for row, place in located]
+    ends = {int(i) for i in [*end, tokenizer.eos_token_id]} if chat else set[int]()  # text may say what it likes
     examples = []
-    for i, (row, place) in enumerate(zip(read.rows, read.places, strict=True)):
-        if not len(prompt_ids[i]):
+    for (row, place), talk, ids in zip(located, talks, _tokenized(talks, tokenizer, read.places, chat), strict=True):
+        if not len(ids[0]):
             raise UserError(f"{place}: the prompt in column {shape.prompt_column!r} is empty. Mend or delete that row.")
-        prompt = Prompt(id=place, token_ids=prompt_ids[i], text=prompts[i], messages=talks[i], columns=row)
-        text = tokenizer.decode(completion_ids[i], skip_special_tokens=True) if chat else completions[i]
-        examples.append(Group(prompt, (_sample(prompt_ids[i], completion_ids[i], str(text)),)))
+        prompt = Prompt(id=place, token_ids=ids[0], text=talk.pieces[0].text, messages=talk.messages, columns=row)
+        token_ids, mask = _joined(talk.pieces, ids, ends, int(tokenizer.eos_token_id))  # type: ignore[arg-type]
+        if data.train_on == "everything":
+            mask = np.arange(len(token_ids)) > 0  # nothing says what the first should be
+        text = tokenizer.decode(token_ids[len(ids[0]) :], skip_special_tokens=True) if chat else talk.pieces[1].text
+        examples.append(Group(prompt, (_sample(token_ids, mask, str(text)),)))
     lengths = [len(group.samples[0].token_ids) for group in examples]
     too_long = [(read.places[i], length) for i, length in enumerate(lengths) if length > window]
     note = check_fit(too_long, len(examples), window, drop=data.too_long == "drop", limit="the model's window")
@@ -74,53 +95,77 @@ def load_examples(
     return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
 
 
-Texts = tuple[list[str], list[str], Sequence[tuple[Mapping[str, str], ...] | None]]
+def _plain(row: Mapping[str, Any], place: str, shape: DataShape) -> Talk:
+    """Prompt and completion as they are."""
+    return Talk([Piece(prompt_text(row, place, shape), False), Piece(completion_text(row, place, shape), True)], None)
 
 
-def _plain_texts(read: Rows, shape: DataShape) -> Texts:
-    """Prompts and completions as they are; tokenised apart, so that no token spans the boundary."""
-    places = list(zip(read.rows, read.places, strict=True))
-    prompts = [prompt_text(row, place, shape) for row, place in places]
-    return prompts, [completion_text(row, place, shape) for row, place in places], [None] * len(places)
+def _chat(
+    row: Mapping[str, Any], place: str, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Talk:
+    """The conversation as the template renders it, cut where the assistant begins and ends to speak. A turn of the
+    assistant that opens it answers nothing and is never learned as an answer."""
+    from_talk = shape.completion_column == shape.prompt_column
+    answer = last_assistant_turn(row, place, shape) if from_talk else completion_text(row, place, shape)
+    turns = [*conversation(row, place, shape, data), {"role": "assistant", "content": answer}]
+    numbers = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
+    if data.train_on == "last":
+        numbers = numbers[-1:]
+    whole = render(tokenizer, turns, place, answer=True)
+    pieces, at = list[Piece](), 0
+    for i in numbers:
+        before, behind = render(tokenizer, turns[:i], place), render(tokenizer, turns[: i + 1], place, answer=True)
+        _check_begins(whole, before, i, turns, place)
+        _check_begins(whole, behind, i, turns, place)
+        pieces += [Piece(whole[at : len(before)], False), Piece(whole[len(before) : len(behind)], True)]
+        at = len(behind)
+    return Talk(pieces, tuple(turns[: numbers[0]]))
 
 
-def _chat_texts(read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Texts:
-    """Prompts as the template renders them, and what the template writes behind for the assistant's answer. Tokenised
-    apart, so the example begins with exactly the tokens that a generator would be given."""
-    require_template(tokenizer)
-    prompts, completions, talks = [], [], []
-    for row, place in zip(read.rows, read.places, strict=True):
-        turns = conversation(row, place, shape, data)
-        from_talk = shape.completion_column == shape.prompt_column
-        answer = last_assistant_turn(row, place, shape) if from_talk else completion_text(row, place, shape)
-        prompt = render(tokenizer, turns, place)
-        full = render(tokenizer, [*turns, {"role": "assistant", "content": answer}], place, answer=True)
-        if not full.startswith(prompt):
-            raise UserError(
-                f"{place}: the chat template renders the whole conversation so that it does not begin with the "
-                f"rendered prompt: expected {prompt[-60:]!r} before the answer. Training on it would teach "
-                "another prompt than the one used later; use another template with model.chat_template."
-            )
-        prompts.append(prompt)
-        completions.append(full[len(prompt) :])
-        talks.append(tuple(turns))
-    return prompts, completions, talks
+def _check_begins(whole: str, part: str, number: int, turns: Sequence[Any], place: str) -> None:
+    if whole.startswith(part):
+        return
+    more = " Some templates take the reasoning out of earlier answers: set data.train_on to last."
+    raise UserError(
+        f"{place}: the chat template renders the whole conversation so that it does not begin with what it renders up "
+        f"to message {number + 1}: expected {part[-60:]!r} there. Training on it would teach another prompt than the "
+        f"one used later.{more if number < len(turns) - 1 else ''} Or use another template with model.chat_template."
+    )
 
 
-def _ended(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase, chat: bool) -> np.ndarray:
-    """The completion with one end-of-sequence token behind it; what a template writes after its own end (a line break)
-    is cut, since no generator would come so far."""
-    ends = np.flatnonzero(ids == tokenizer.eos_token_id) if chat else np.zeros(0, dtype=np.int64)
-    if len(ends):
-        return ids[: ends[-1] + 1]
-    return np.append(ids, np.int32(tokenizer.eos_token_id))  # type: ignore[arg-type]
+def _tokenized(
+    talks: Sequence[Talk], tokenizer: PreTrainedTokenizerBase, places: Sequence[str], chat: bool
+) -> list[list[np.ndarray]]:
+    """int32 token ids of each piece of each example."""
+    firsts = tokenize(tokenizer, [talk.pieces[0].text for talk in talks], special=not chat, places=places)
+    later = [(piece.text, place) for talk, place in zip(talks, places, strict=True) for piece in talk.pieces[1:]]
+    texts, whose = [text for text, _ in later], [place for _, place in later]
+    rest = iter(tokenize(tokenizer, texts, special=False, places=whose))
+    return [[first, *(next(rest) for _ in talk.pieces[1:])] for first, talk in zip(firsts, talks, strict=True)]
 
 
-def _sample(prompt_ids: np.ndarray, completion_ids: np.ndarray, text: str) -> Sample:
-    token_ids = np.concatenate([prompt_ids, completion_ids]).astype(np.int32)
+def _joined(
+    pieces: Sequence[Piece], ids: Sequence[np.ndarray], ends: AbstractSet[int], eos: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [T] token ids and bool [T] mask: answers up to the token that ends them. What a template writes behind it
+    (a line break) is context for the next turn; behind the last, where no generator would come, it is cut."""
+    tokens, masks = list[np.ndarray](), list[np.ndarray]()
+    for number, (piece, part) in enumerate(zip(pieces, ids, strict=True)):
+        is_last = number == len(pieces) - 1
+        found = np.flatnonzero(np.isin(part, list(ends)))
+        stop = found[-1] + 1 if len(found) else len(part)
+        if piece.is_answer and is_last:
+            part = part[:stop] if len(found) else np.append(part, np.int32(eos))
+            stop = len(part)
+        tokens.append(part)
+        masks.append((np.arange(len(part)) < stop) & piece.is_answer)
+    return np.concatenate(tokens).astype(np.int32), np.concatenate(masks)
+
+
+def _sample(token_ids: np.ndarray, mask: np.ndarray, text: str) -> Sample:
     return Sample(
         token_ids=token_ids,
-        loss_mask=np.arange(len(token_ids)) >= len(prompt_ids),
+        loss_mask=mask,
         logprobs=np.zeros(len(token_ids), dtype=np.float32),
         weight_versions=np.full(len(token_ids), -1, dtype=np.int32),
         finish_reason="stop",
