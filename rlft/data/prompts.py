@@ -6,7 +6,7 @@ Knows nothing about models or engines; `window` is just a number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -93,12 +93,22 @@ def load_prompts(
 
 def load_rows(data: DataConfig, rows: Iterable[Any] | None, path: str | None = None) -> Rows:
     """`rows` if given, else the rows of `path`, else of `data.path`."""
-    if rows is not None:
-        return rows_in_memory(rows, max_rows=data.max_rows)
     path = path or data.path
-    if path is None:
+    if rows is None and path is None:
         raise UserError("data.path is empty. Give a data file, for instance --data.path train.jsonl, or pass dataset=.")
-    return read_rows(path, split=data.split, max_rows=data.max_rows)
+    if rows is not None:
+        read = rows_in_memory(rows, max_rows=data.max_rows)
+    else:
+        read = read_rows(cast(str, path), split=data.split, max_rows=data.max_rows)
+    return replace(read, rows=[_with_ground_truth(row) for row in read.rows])
+
+
+def _with_ground_truth(row: dict[str, Any]) -> dict[str, Any]:
+    """verl's rows keep the right answer inside the column reward_model; reward functions look for it in a column."""
+    inside = row.get("reward_model")
+    if "ground_truth" in row or not isinstance(inside, Mapping) or "ground_truth" not in inside:
+        return row
+    return {**row, "ground_truth": inside["ground_truth"]}
 
 
 def wants_chat(data: DataConfig, shape: DataShape) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewards.math import math_reward
 from rlft.config.data import DataConfig
 from rlft.config.model import TinyModel
 from rlft.data.examples import ExampleSet, load_examples
@@ -40,7 +41,7 @@ def encoded(text: str) -> list[int]:
     return [FIRST_BYTE_ID + byte for byte in text.encode()]
 
 
-def prompts(tokenizer: Any, rows: list[dict[str, Any]], window: int = 512, **config: Any) -> PromptSet:
+def prompts(tokenizer: Any, rows: list[dict[str, Any]] | None, window: int = 512, **config: Any) -> PromptSet:
     data = DataConfig.model_validate(config)
     return load_prompts(data, tokenizer, window=window, max_new_tokens=8, seed=3, rows=rows)
 
@@ -111,6 +112,22 @@ def test_alpaca_rows_keep_their_input(tokenizer: Any) -> None:
     loaded = prompts(tokenizer, rows)
     assert [prompt.text for prompt in loaded.prompts] == ["add\n\n1 2", "say"]
     assert "instruction + input -> prompt" in loaded.description
+
+
+def test_verls_rows_show_their_ground_truth(tokenizer: Any, tmp_path: Path) -> None:
+    """As its parquet files hold them, and for the reward that looks for the answer in a column."""
+    import pyarrow
+    from pyarrow import parquet
+
+    row = {"data_source": "sums", "prompt": [USER], "reward_model": {"style": "rule", "ground_truth": "42"}}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "verl.parquet")
+    (prompt,) = prompts(tokenizer, None, path=str(tmp_path / "verl.parquet")).prompts
+    assert prompt.columns["ground_truth"] == "42" and prompt.columns["data_source"] == "sums"
+    assert prompt.text == RENDERED
+    gold = [prompt.columns["ground_truth"]] * 2
+    assert math_reward(["the answer is \\boxed{42}", "41"], ground_truth=gold) == [1.0, 0.0]
+    own = {"question": "1+1=", "ground_truth": "2", "reward_model": {"ground_truth": "3"}}
+    assert prompts(tokenizer, [own]).prompts[0].columns["ground_truth"] == "2", "a column of the row's own wins"
 
 
 @pytest.mark.parametrize(
