@@ -72,6 +72,19 @@ class Sample:
     turns: tuple[Mapping[str, Any], ...] = ()  # with an environment: what was said behind the prompt, as messages
     tool_errors: int = 0  # calls of tools that failed
 
+    @classmethod
+    def given(cls, token_ids: np.ndarray, loss_mask: np.ndarray, text: str) -> Sample:
+        """One that nobody drew: an example from data."""
+        return cls(
+            token_ids=token_ids,
+            loss_mask=loss_mask,
+            logprobs=np.zeros(len(token_ids), dtype=np.float32),
+            weight_versions=np.full(len(token_ids), -1, dtype=np.int32),
+            finish_reason="stop",
+            seed=0,
+            text=text,
+        )
+
     @property
     def num_trained(self) -> int:
         """Number of tokens that are trained on."""

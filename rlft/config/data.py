@@ -21,6 +21,9 @@ class DataConfig(Section):
     """Column with the prompt (text or messages). Found by itself when it has one of the usual names."""
     completion_column: str | None = None
     """Column with the completion, for SFT. Found by itself when it has one of the usual names."""
+    document_column: str | None = None
+    """Column with whole texts, for continued pretraining (`sft`): all of each is learned, in pieces that fit the window
+    where it is longer. Found by itself when it is `text` and no column looks like a prompt."""
     system_prompt: str | None = None
     """Put in front of each conversation. Makes plain text prompts into conversations."""
     apply_chat_template: bool | None = None

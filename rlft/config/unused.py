@@ -41,7 +41,7 @@ RULES = (
     ),
     Rule(
         lambda config: config.algorithm.type != "sft",
-        ("data.completion_column", "data.train_on"),
+        ("data.completion_column", "data.document_column", "data.train_on"),
         "algorithm.type is not sft, so completions are drawn and not read",
     ),
     *ALGORITHM_RULES,

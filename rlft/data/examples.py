@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rlft.config.data import DataConfig
+from rlft.data.documents import document_examples
 from rlft.data.order import batch_indices
 from rlft.data.prompts import check_fit, conversation, load_rows, render, require_template, tokenize, wants_chat
 from rlft.data.shapes import DataShape, completion_text, detect_shape, last_assistant_turn, prompt_text
@@ -70,8 +71,15 @@ def load_examples(
     """
     read = load_rows(data, rows)
     shape = detect_shape(
-        read, prompt_column=data.prompt_column, completion_column=data.completion_column, need_completion=True
+        read,
+        prompt_column=data.prompt_column,
+        completion_column=data.completion_column,
+        document_column=data.document_column,
+        need_completion=True,
     )
+    if shape.kind == "document":
+        examples, note = document_examples(read, shape, data, tokenizer, window)
+        return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
     chat = wants_chat(data, shape)
     if chat:
         require_template(tokenizer)
@@ -87,7 +95,7 @@ def load_examples(
         if data.train_on == "everything":
             mask = np.arange(len(token_ids)) > 0  # nothing says what the first should be
         text = tokenizer.decode(token_ids[len(ids[0]) :], skip_special_tokens=True) if chat else talk.pieces[1].text
-        examples.append(Group(prompt, (_sample(token_ids, mask, str(text)),)))
+        examples.append(Group(prompt, (Sample.given(token_ids, mask, str(text)),)))
     lengths = [len(group.samples[0].token_ids) for group in examples]
     too_long = [(read.places[i], length) for i, length in enumerate(lengths) if length > window]
     note = check_fit(too_long, len(examples), window, drop=data.too_long == "drop", limit="the model's window")
@@ -160,15 +168,3 @@ def _joined(
         tokens.append(part)
         masks.append((np.arange(len(part)) < stop) & piece.is_answer)
     return np.concatenate(tokens).astype(np.int32), np.concatenate(masks)
-
-
-def _sample(token_ids: np.ndarray, mask: np.ndarray, text: str) -> Sample:
-    return Sample(
-        token_ids=token_ids,
-        loss_mask=mask,
-        logprobs=np.zeros(len(token_ids), dtype=np.float32),
-        weight_versions=np.full(len(token_ids), -1, dtype=np.int32),
-        finish_reason="stop",
-        seed=0,
-        text=text,
-    )

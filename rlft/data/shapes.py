@@ -18,6 +18,7 @@ PROMPT_COLUMNS = (
     *("instruction", "query", "input"),
 )
 COMPLETION_COLUMNS = ("completion", "response", "output", "answer", "solution", "target")
+DOCUMENT_COLUMN = "text"
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")  # hold both sides of the talk
 
 Message = Mapping[str, Any]
@@ -26,9 +27,10 @@ Message = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class DataShape:
     """Where prompts (and completions) are. `kind` is the prompt column's form. `completion_column` equal to
-    `prompt_column` means the last assistant turn of the conversation; None means that no completion was asked for."""
+    `prompt_column` means the last assistant turn of the conversation; None means that no completion was asked for. Of
+    kind "document" the prompt column holds whole texts, all of which is learned."""
 
-    kind: Literal["text", "messages"]
+    kind: Literal["text", "messages", "document"]
     prompt_column: str
     completion_column: str | None
     context_column: str | None  # text put under the prompt: `input` of rows with `instruction` and `input`
@@ -37,6 +39,9 @@ class DataShape:
 
     def describe(self) -> str:
         """One line, like "question -> prompt (text); 300 rows; other columns: answer, source_line"."""
+        if self.kind == "document":
+            others = ", ".join(self.other_columns) or "none"
+            return f"{self.prompt_column} -> document; {self.num_rows} rows; other columns: {others}"
         prompt = f"{self.prompt_column} + {self.context_column}" if self.context_column else self.prompt_column
         line = f"{prompt} -> prompt ({self.kind})"
         if self.completion_column == self.prompt_column:
@@ -47,15 +52,27 @@ class DataShape:
 
 
 def detect_shape(
-    data: Rows, *, prompt_column: str | None, completion_column: str | None, need_completion: bool
+    data: Rows,
+    *,
+    prompt_column: str | None,
+    completion_column: str | None,
+    need_completion: bool,
+    document_column: str | None = None,
 ) -> DataShape:
-    """The shape of `data`. Configured columns are used as they are; otherwise the usual names are tried in order.
+    """The shape of `data`. Configured columns are used as they are; otherwise the usual names are tried in order. Where
+    completions are needed and nothing is a prompt, a column `text` holds documents.
 
     Raises UserError when a configured column does not exist or none of the usual names does.
     """
     columns = data.columns()
     _check_column("data.prompt_column", prompt_column, columns, data.source)
+    _check_column("data.document_column", document_column, columns, data.source)
     prompt = prompt_column or next((name for name in PROMPT_COLUMNS if name in columns), None)
+    nothing_else = need_completion and prompt is None and completion_column is None
+    document = document_column or (DOCUMENT_COLUMN if nothing_else and DOCUMENT_COLUMN in columns else None)
+    if document is not None:
+        others = tuple(name for name in columns if name != document)
+        return DataShape("document", document, None, None, len(data.rows), others)
     if prompt is None:
         raise UserError(
             f"{data.source}: no column looks like a prompt. Columns there: {', '.join(columns) or 'none'}; tried "
