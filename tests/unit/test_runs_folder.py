@@ -160,10 +160,13 @@ import os, sys, time
 from pathlib import Path
 from rlft.runs.folder import RunFolder
 run = RunFolder.create(Path(sys.argv[1]), "", "auto")
-if len(sys.argv) > 2 and os.fork() == 0:  # a child that outlives the run must not keep its lock
+with_child = len(sys.argv) > 2
+if with_child and os.fork() == 0:  # a child that outlives the run must not keep its lock
+    print("holding", flush=True)  # the child says it: it has given the lock back by now
     time.sleep(30)
     os._exit(0)
-print("holding", flush=True)
+if not with_child:
+    print("holding", flush=True)
 time.sleep(60)
 """
 
