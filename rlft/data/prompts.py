@@ -94,12 +94,12 @@ def load_prompts(
 def load_rows(data: DataConfig, rows: Iterable[Any] | None, path: str | None = None) -> Rows:
     """`rows` if given, else the rows of `path`, else of `data.path`."""
     path = path or data.path
-    if rows is None and path is None:
-        raise UserError("data.path is empty. Give a data file, for instance --data.path train.jsonl, or pass dataset=.")
     if rows is not None:
         read = rows_in_memory(rows, max_rows=data.max_rows)
+    elif path is not None:
+        read = read_rows(path, split=data.split, max_rows=data.max_rows)
     else:
-        read = read_rows(cast(str, path), split=data.split, max_rows=data.max_rows)
+        raise UserError("data.path is empty. Give a data file, for instance --data.path train.jsonl, or pass dataset=.")
     return replace(read, rows=[_with_ground_truth(row) for row in read.rows])
 
 

@@ -39,11 +39,8 @@ class DataShape:
 
     def describe(self) -> str:
         """One line, like "question -> prompt (text); 300 rows; other columns: answer, source_line"."""
-        if self.kind == "document":
-            others = ", ".join(self.other_columns) or "none"
-            return f"{self.prompt_column} -> document; {self.num_rows} rows; other columns: {others}"
         prompt = f"{self.prompt_column} + {self.context_column}" if self.context_column else self.prompt_column
-        line = f"{prompt} -> prompt ({self.kind})"
+        line = f"{prompt} -> document" if self.kind == "document" else f"{prompt} -> prompt ({self.kind})"
         if self.completion_column == self.prompt_column:
             line += f", last assistant turn of {self.prompt_column} -> completion"
         elif self.completion_column:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlft.config.data import DataConfig
-from rlft.config.model import TinyModel
 from rlft.data.documents import _cut
 from rlft.data.examples import ExampleSet, load_examples
-from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import UserError
-from rlft.models.tiny import FIRST_BYTE_ID, make_tiny_model
-
-EOS = 2
-SMALL = TinyModel(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=16)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path: Path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(SMALL, path, seed=0)
-    return load_tokenizer(path)
+from tests.unit.byte_model import EOS, encoded
+from tests.unit.byte_model import folder as folder  # the fixtures
+from tests.unit.byte_model import tokenizer as tokenizer
 
 
 def examples(tokenizer: Any, rows: list[dict[str, Any]], window: int = 100, **config: Any) -> ExampleSet:
     return load_examples(DataConfig.model_validate(config), tokenizer, window=window, seed=0, rows=rows)
-
-
-def encoded(text: str) -> list[int]:
-    return [FIRST_BYTE_ID + byte for byte in text.encode()]
 
 
 def test_all_but_the_first_token_is_learned(tokenizer: Any) -> None:

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 
 from rlft.config.data import DataConfig
-from rlft.config.model import TinyModel
 from rlft.data.examples import load_examples
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import UserError
-from rlft.models.tiny import make_tiny_model
+from tests.unit.byte_model import folder as folder  # the fixture
 
 TEMPLATES = Path(__file__).with_name("templates")
-SMALL = TinyModel(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=16)
 SPECIAL = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<s>", "</s>", "[INST]", "[/INST]", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
@@ -46,13 +44,6 @@ TALK = [
     {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"},
     {"role": "user", "content": "more"}, {"role": "assistant", "content": "bye"},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(SMALL, path, seed=0)
-    return path
 
 
 def family(folder: Path, name: str, eos: str) -> Any:

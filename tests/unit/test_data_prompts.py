@@ -16,29 +16,14 @@ from rlft.data.order import batch_indices
 from rlft.data.prompts import PromptSet, load_prompts
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import UserError
-from rlft.models.tiny import DIGITS_ALPHABET, FIRST_BYTE_ID, make_tiny_model
+from rlft.models.tiny import DIGITS_ALPHABET, make_tiny_model
+from tests.unit.byte_model import EOS, SMALL, encoded
+from tests.unit.byte_model import folder as folder  # the fixtures
+from tests.unit.byte_model import tokenizer as tokenizer
 
-EOS = 2
-SMALL = TinyModel(hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=16)
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "yo"}
 RENDERED = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(SMALL, path, seed=0)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Any:
-    return load_tokenizer(folder)
-
-
-def encoded(text: str) -> list[int]:
-    return [FIRST_BYTE_ID + byte for byte in text.encode()]
 
 
 def prompts(tokenizer: Any, rows: list[dict[str, Any]] | None, window: int = 512, **config: Any) -> PromptSet:
