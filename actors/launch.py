@@ -13,15 +13,16 @@ from rewards.combine import RewardSet
 from rlft.algorithms.users import load_loss
 from rlft.config import Config, derived
 from rlft.config.data import DataConfig
-from rlft.config.derived import environment_weight, weight_transport
+from rlft.config.derived import draws, environment_weight, weight_transport
 from rlft.config.load import dump_config
-from rlft.data.examples import load_examples
+from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.data.prompts import PromptSet, load_prompts
-from rlft.data.tokenizer import end_tokens, load_tokenizer
+from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.build import check_engine
 from rlft.environments.build import configured_environment, make_turns
 from rlft.environments.load import BoundEnvironment
 from rlft.evaluation.accuracy import Evaluation
+from rlft.evaluation.held_out import HeldOut
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
 from rlft.models.load import window
@@ -60,7 +61,7 @@ def train(
     inline = config.cluster.mode == "inline"
     prepare(config, (config.learner.gpus + config.generator.gpus + config.scorer.gpus) if inline else 0)
     reward_set, environment = None, None
-    if config.algorithm.type != "sft":
+    if draws(config):
         check_engine(config)
         if ":" in config.algorithm.type:
             load_loss(config.algorithm.type)
@@ -105,16 +106,16 @@ def _on_policy(
 
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
-    path = str(config.model.path)
-    examples = load_examples(
-        config.data, tokenizer, window=window(path), seed=config.run.seed, end=end_tokens(path, tokenizer), rows=dataset
-    )
+    limit = window(str(config.model.path))
+    examples, held_out = load_learning_rows(config, tokenizer, limit, dataset), None
+    if config.evaluation.path is not None:
+        held_out = HeldOut(load_held_out_rows(config, tokenizer, limit).examples, config.algorithm)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
         if not run.is_done():
             with offline_roles(config) as roles:
                 run.tell_places(roles.places)
-                offline.train(roles, examples, run, config)
+                offline.train(roles, examples, run, config, held_out)
         return _result(run, None)
 
 
@@ -168,11 +169,11 @@ def on_policy_roles(
 
 @contextmanager
 def offline_roles(config: Config) -> Iterator[offline.OfflineRoles]:
-    """The learner alone."""
+    """All roles of a run that learns from data, for the length of this block."""
     if config.cluster.mode == "inline":
         from actors import inline
 
-        yield offline.OfflineRoles(inline.learner(config))
+        yield inline.offline_roles(config)
     else:
         from actors import remote
 

@@ -45,6 +45,7 @@ class Pack:
     returns: Tensor | None  # f32 [M]
     teacher_top: TopTensors | None
     fresh: Tensor  # bool [M], drawn with the very weights that begin the step that learns from it
+    kl: float = 0.0  # of the whole update: see Totals
 
 
 def fed_tokens(group: Group) -> int:
@@ -108,6 +109,7 @@ def make_pack(
         returns=column("returns"),
         teacher_top=_top_tensors(samples, columns, device),
         fresh=to_device([s.weight_versions[at] == version for s, at in zip(samples, columns, strict=True)], torch.bool),
+        kl=totals.kl if totals else 0.0,
     )
 
 

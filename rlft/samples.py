@@ -140,12 +140,13 @@ def continuation_seed(seed: int, num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts over the whole update: all ranks, all micro-batches. Losses are sums divided by these, so that one batch,
-    its micro-batches, its packing and any number of ranks give the same result."""
+    """Numbers of the whole update: all ranks, all micro-batches. Losses are sums divided by these counts, so that one
+    batch, its micro-batches, its packing and any number of ranks give the same result."""
 
     num_tokens: int  # trained tokens
     num_samples: int
     max_new_tokens: int  # longest completion allowed
+    kl: float = 0.0  # for KTO: of the policy from the reference, in nats a completion
 
     def token_weight(self, average: str, num_trained: int) -> float:
         """Weight in the loss of each token of a sample with `num_trained` trained tokens."""

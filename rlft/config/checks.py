@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from rlft.config.checks_algorithm import ALGORITHM_CHECKS
+from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
 from rlft.config.derived import draws, generator_engine, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
@@ -85,7 +85,7 @@ def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
         )
     if tiny.num_heads % tiny.num_kv_heads:
         yield Problem("model.tiny.num_kv_heads", f"{tiny.num_kv_heads} does not divide num_heads {tiny.num_heads}")
-    if config.algorithm.type != "sft" and config.generator.max_new_tokens >= tiny.max_length:
+    if draws(config) and config.generator.max_new_tokens >= tiny.max_length:
         yield Problem(
             "generator.max_new_tokens",
             f"{config.generator.max_new_tokens} leaves no room for a prompt in model.tiny.max_length {tiny.max_length}",
@@ -93,15 +93,15 @@ def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_algorithm(config: Config, given: Given) -> Iterator[Problem]:
-    """What learns from samples of its own, when it is to learn."""
-    if config.algorithm.type != "sft" and given.purpose == "train":
-        for check in ALGORITHM_CHECKS:
+    """What is optimised, when it is to learn."""
+    if given.purpose == "train":
+        for check in ALGORITHM_CHECKS if draws(config) else FROM_DATA_CHECKS:
             yield from check(config)
 
 
 def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
     """At least one reward function where samples are scored."""
-    learns = config.algorithm.type != "sft" and config.algorithm.advantage != "none"
+    learns = draws(config) and config.algorithm.advantage != "none"
     needed = learns or given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(
@@ -114,7 +114,7 @@ def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
 def check_minibatches(config: Config, _: Given) -> Iterator[Problem]:
     """Minibatches divide the prompts of a step."""
     num, prompts = config.algorithm.num_minibatches, config.loop.prompts_per_step
-    if config.algorithm.type != "sft" and prompts % num:
+    if draws(config) and prompts % num:
         divisors = [str(n) for n in range(1, prompts + 1) if prompts % n == 0]
         yield Problem(
             "algorithm.num_minibatches",
@@ -238,7 +238,7 @@ def check_environment(config: Config, given: Given) -> Iterator[Problem]:
 
 def check_colocated(config: Config, _: Given) -> Iterator[Problem]:
     """Generators and learner ranks in pairs, one of each on a GPU, that take turns."""
-    if config.cluster.layout != "colocated" or config.algorithm.type == "sft":
+    if config.cluster.layout != "colocated" or not draws(config):
         return
     generator, learner = config.generator, config.learner
     if config.loop.max_staleness:
@@ -263,7 +263,7 @@ def check_colocated(config: Config, _: Given) -> Iterator[Problem]:
 def check_transport(config: Config, given: Given) -> Iterator[Problem]:
     """A way for weights that there can be between these two."""
     choice = config.cluster.weight_transport
-    if choice in ("auto", "memory") or config.algorithm.type == "sft" or given.purpose == "evaluate":
+    if choice in ("auto", "memory") or not draws(config) or given.purpose == "evaluate":
         return
     ipc, gpus = choice == "ipc", {config.learner.gpus > 0, config.generator.gpus > 0}
     shared, stage = shares_gpus(config) and gpus == {True}, zero_stage(config.learner, config.model.dtype)

@@ -20,7 +20,13 @@ class DataConfig(Section):
     prompt_column: str | None = None
     """Column with the prompt (text or messages). Found by itself when it has one of the usual names."""
     completion_column: str | None = None
-    """Column with the completion, for SFT. Found by itself when it has one of the usual names."""
+    """Column with the completion, for SFT and KTO. Found by itself when it has one of the usual names."""
+    chosen_column: str = "chosen"
+    """For pairs: column with the better completion (text, messages, or a whole conversation with the prompt in it)."""
+    rejected_column: str = "rejected"
+    """For pairs: column with the worse completion, in the same form."""
+    label_column: str = "label"
+    """For KTO: column that says whether the completion is good (true or false, 1 or 0)."""
     document_column: str | None = None
     """Column with whole texts, for continued pretraining (`sft`): all of each is learned, in pieces that fit the window
     where it is longer. Found by itself when it is `text` and no column looks like a prompt."""
@@ -33,6 +39,8 @@ class DataConfig(Section):
     plain text, `assistant` and `last` are the completion."""
     too_long: Literal["error", "drop"] = "error"
     """What to do with a prompt that does not fit the model's window with max_new_tokens behind it."""
+    unusable: Literal["error", "drop"] = "error"
+    """What to do with rows that teach nothing: a pair whose two completions are the same."""
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     shuffle: bool = True
@@ -40,7 +48,8 @@ class DataConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """evaluation: accuracy and pass@k on held-out prompts, with the run's generator and rewards."""
+    """evaluation: accuracy and pass@k on held-out prompts, with the run's generator and rewards; for what learns from
+    data, likelihood (`sft`) or accuracy (pairs) on held-out rows."""
 
     path: str | None = None
     """Held-out file, read like data.path. Empty: no evaluation."""
@@ -54,3 +63,7 @@ class EvaluationConfig(Section):
     """Sampling temperature; 0 takes the most likely token."""
     pass_threshold: float = 1.0
     """A completion passes when its reward is at least this."""
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to evaluate after so many of `steps` steps."""
+        return step >= steps or (self.every > 0 and step % self.every == 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rlft.config.algorithm import AlgorithmConfig
-from rlft.config.derived import flat_is_useless, has_ratio, off_policy_correction, uses_reference
+from rlft.config.algorithm import BY_TOKEN, AlgorithmConfig
+from rlft.config.derived import draws_samples, flat_is_useless, has_ratio, off_policy_correction, uses_reference
 from rlft.config.schema import Config
 
 
@@ -26,11 +26,11 @@ def _algorithm(applies: Callable[[AlgorithmConfig], bool], keys: str, because: s
 ALGORITHM_RULES = (
     _algorithm(
         lambda a: ":" in a.type,
-        "policy_loss clip_low clip_high dual_clip ratio_cap preference_*",
+        "policy_loss clip_low clip_high dual_clip ratio_cap preference_* sft_coef",
         "algorithm.type is a function of your own, which is the policy loss",
     ),
     _algorithm(
-        lambda a: a.policy_loss == "preference",
+        lambda a: draws_samples(a) and a.policy_loss == "preference",
         "clip_* dual_clip ratio_cap loss_average kl_* entropy_* off_policy_* teacher_* advantage_scale turn_credit",
         "algorithm.policy_loss is preference, a loss on pairs of samples",
     ),
@@ -62,11 +62,26 @@ ALGORITHM_RULES = (
         ("algorithm.turn_credit",),
         "there is no environment, and so one turn",
     ),
-    _algorithm(lambda a: a.policy_loss != "preference", "preference_*", "algorithm.policy_loss is not preference"),
     _algorithm(
-        lambda a: a.preference_loss not in ("dpo", "robust", "exo"),
+        lambda a: draws_samples(a) and a.policy_loss != "preference",
+        "preference_* sft_coef",
+        "algorithm.policy_loss is not preference",
+    ),
+    _algorithm(
+        draws_samples,
+        "good_weight bad_weight centering",
+        "algorithm.type draws samples; kto weighs labels, reward centers scores",
+    ),
+    _algorithm(
+        lambda a: a.preference_loss not in ("dpo", "robust", "exo", "simpo"),
         "preference_smoothing",
-        "algorithm.preference_loss knows no such thing; dpo, robust and exo do",
+        "algorithm.preference_loss knows no such thing; dpo, robust, exo and simpo do",
+    ),
+    _algorithm(lambda a: a.preference_loss != "simpo", "preference_margin", "algorithm.preference_loss is not simpo"),
+    _algorithm(
+        lambda a: a.preference_loss in BY_TOKEN,
+        "preference_per_token",
+        "algorithm.preference_loss always takes means over tokens",
     ),
     _algorithm(
         lambda a: a.advantage == "none" and a.teacher_signal != "sampled",

@@ -17,6 +17,7 @@ from rlft.config.data import DataConfig
 from rlft.data.documents import document_examples
 from rlft.data.order import batch_indices
 from rlft.data.prompts import check_fit, conversation, load_rows, render, require_template, tokenize, wants_chat
+from rlft.data.reading import Rows
 from rlft.data.shapes import DataShape, completion_text, detect_shape, last_assistant_turn, prompt_text
 from rlft.errors import UserError
 from rlft.samples import Group, Prompt, Sample
@@ -62,14 +63,15 @@ def load_examples(
     seed: int,
     end: AbstractSet[int] = frozenset(),
     rows: Iterable[Any] | None = None,
+    path: str | None = None,
 ) -> ExampleSet:
-    """Read, render and tokenise the examples of `rows`, else of `data.path`.
+    """Read, render and tokenise the examples of `rows`, else of `path`, else of `data.path`.
 
     The mask is True exactly on the answers that `data.train_on` chooses and the token that ends each: the template's
     own where it is the tokenizer's end of a sequence or one of `end` (by which the model ends a turn), else the
     tokenizer's, put behind the last. Raises UserError for data that cannot be used.
     """
-    read = load_rows(data, rows)
+    read = load_rows(data, rows, path)
     shape = detect_shape(
         read,
         prompt_column=data.prompt_column,
@@ -80,6 +82,15 @@ def load_examples(
     if shape.kind == "document":
         examples, note = document_examples(read, shape, data, tokenizer, window)
         return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    examples = worked_examples(read, shape, data, tokenizer, end)
+    kept, note = fitting(examples, window, data)
+    return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+
+
+def worked_examples(
+    read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase, end: AbstractSet[int]
+) -> list[Group]:
+    """Each row's prompt with its answer, in the order of the rows. See load_examples."""
     chat = wants_chat(data, shape)
     if chat:
         require_template(tokenizer)
@@ -96,11 +107,16 @@ def load_examples(
             mask = np.arange(len(token_ids)) > 0  # nothing says what the first should be
         text = tokenizer.decode(token_ids[len(ids[0]) :], skip_special_tokens=True) if chat else talk.pieces[1].text
         examples.append(Group(prompt, (Sample.given(token_ids, mask, str(text)),)))
-    lengths = [len(group.samples[0].token_ids) for group in examples]
-    too_long = [(read.places[i], length) for i, length in enumerate(lengths) if length > window]
+    return examples
+
+
+def fitting(examples: Sequence[Group], window: int, data: DataConfig) -> tuple[list[Group], str]:
+    """The examples whose samples all fit the model's window, and what to add to the description about the others.
+    Raises UserError where these may not be left out."""
+    lengths = [max(len(sample.token_ids) for sample in group.samples) for group in examples]
+    too_long = [(group.prompt.id, length) for group, length in zip(examples, lengths, strict=True) if length > window]
     note = check_fit(too_long, len(examples), window, drop=data.too_long == "drop", limit="the model's window")
-    kept = [group for group, length in zip(examples, lengths, strict=True) if length <= window]
-    return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    return [group for group, length in zip(examples, lengths, strict=True) if length <= window], note
 
 
 def _plain(row: Mapping[str, Any], place: str, shape: DataShape) -> Talk:

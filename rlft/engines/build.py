@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlft.config import Config
-from rlft.config.derived import generator_engine
+from rlft.config.derived import draws, generator_engine
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.scoring import FrozenScorer
 from rlft.engines.transport import ChannelSeat
@@ -95,7 +95,8 @@ def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScor
         width = num_logits(str(model.path))
         model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
-    return FrozenScorer(model, config.generator.temperature, budget, chunk, device, width)
+    temperature = config.generator.temperature if draws(config) else 1.0
+    return FrozenScorer(model, temperature, budget, chunk, device, width)
 
 
 def _check_vocabulary(config: Config) -> None:

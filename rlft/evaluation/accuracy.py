@@ -26,10 +26,6 @@ class Evaluation:
         self.prompts, self.last = prompts, list[Group]()
         self._params, self._seed, self._settings = params, seed, settings
 
-    def is_due(self, step: int, steps: int) -> bool:
-        """Whether to evaluate after so many of `steps` steps."""
-        return step >= steps or (self._settings.every > 0 and step % self._settings.every == 0)
-
     def __call__(self, generator: Generator, rewarder: Rewarder, version: int) -> Metrics:
         """Draw and score. eval/accuracy: part of the scored completions that pass; eval/pass@k: chance that one of k
         passes; eval/failed: completions that could not be scored, which count in neither."""

@@ -5,6 +5,7 @@ Knows nothing about losses, rewards or engines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +100,11 @@ class Policy(nn.Module):
         use_packed_attention(lm)
         self._scores = _Scores(lm, chunk, entropy_gradient)
         if plain != ATTENTION:
-            check_packed(self, lm, plain)
+            check_packed(
+                lm, plain,
+                lambda ids, positions, layout: self.logits(self.hidden(ids[None], positions[None], layout))[0],
+                lambda ids: lm(input_ids=ids[None], use_cache=False).logits[0],
+            )  # fmt: skip
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
         """Last hidden states [B, N, hidden] of tokens [B, N]."""
@@ -133,28 +138,31 @@ class Policy(nn.Module):
 
 
 @torch.no_grad()
-def check_packed(policy: Policy, lm: Any, plain: str) -> None:
-    """Compare the logits of a small pack with the model's own on separate sequences, with its attention `plain`. Models
-    whose code does something of its own with positions, masks or logits would otherwise be trained silently wrong."""
-    device, vocab = lm.device, lm.config.get_text_config().vocab_size
+def check_packed(
+    model: Any, plain: str, packed: Callable[[Tensor, Tensor, Any], Tensor], alone: Callable[[Tensor], Tensor]
+) -> None:
+    """Compare what `packed` (of tokens, positions and layout) gives for a small pack with what `alone` gives for
+    separate sequences, where the model has its own attention `plain`; [N, ...] both. Models whose code does something
+    of its own with positions, masks or logits would otherwise be trained silently wrong."""
+    device, vocab = model.device, model.config.get_text_config().vocab_size
     tokens = torch.arange(1, 13, device=device) * 7919 % vocab
     trunk, *branches = tokens.split([5, 3, 4])
     layout = PackedLayout([5], [3, 4], [0, 0], device)
-    name = type(lm).__name__
+    name = type(model).__name__
     try:
-        packed = policy.logits(policy.hidden(tokens[None], layout.position_ids()[None], layout))[0]
+        found = packed(tokens, layout.position_ids(), layout)
     except ValueError as error:
         raise UserError(f"model.path: {name} cannot be trained in packs: {error}") from error
-    lm.set_attn_implementation(plain)
+    model.set_attn_implementation(plain)
     try:
-        whole = [lm(input_ids=torch.cat([trunk, branch])[None], use_cache=False).logits[0] for branch in branches]
+        whole = [alone(torch.cat([trunk, branch])) for branch in branches]
     finally:
-        lm.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(ATTENTION)
     expected = torch.cat([whole[0][:5], whole[0][5:], whole[1][5:]]).float()
-    difference = float((packed.float() - expected).norm() / expected.norm().clamp(min=1e-12))
-    limit = 1e-3 if packed.dtype == torch.float32 else 0.05
+    difference = float((found.float() - expected).norm() / expected.norm().clamp(min=1e-12))
+    limit = 1e-3 if found.dtype == torch.float32 else 0.05
     if not difference <= limit:
         raise UserError(
-            f"model.path: {name} gives other logits in a pack than alone (relative difference {difference:.2g}, "
+            f"model.path: {name} gives other numbers in a pack than alone (relative difference {difference:.2g}, "
             f"allowed {limit:g}), so it cannot be trained in packs: its code treats positions or masks in its own way"
         )

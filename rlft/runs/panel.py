@@ -24,6 +24,7 @@ _NUMBERS = (  # label, metric, format
     ("completion", "completion/length_mean", "{:.1f} tokens"),
     ("truncated", "completion/truncated", "{:.1%}"),
     ("loss", "policy/loss", "{:.4f}"),
+    ("pairs right", "preference/accuracy", "{:.1%}"),
     ("clipped", "policy/clip_fraction", "{:.1%}"),
     ("staleness", "staleness/mean", "{:.2f} updates"),
     ("flat groups", "samples/flat_groups", "{:.0f}"),
@@ -31,6 +32,8 @@ _NUMBERS = (  # label, metric, format
     ("speed", "tokens_per_s", "{:,.0f} tokens/s"),
     ("eval accuracy", "eval/accuracy", "{:.3f}"),
     ("eval pass@k", "eval/pass@k", "{:.3f}"),
+    ("eval perplexity", "eval/perplexity", "{:.3f}"),
+    ("eval pairs right", "eval/pair_accuracy", "{:.1%}"),
 )
 _STAGES = (
     ("generate", "time/generate_s", "cyan"),

@@ -11,7 +11,9 @@ import pytest
 from rlft import cli
 from rlft.runs.metrics import read_metrics
 from tests.running import (
+    DPO,
     GRPO,
+    KTO,
     assert_close,
     assert_learns,
     metrics_of,
@@ -93,6 +95,25 @@ def test_critics_and_teachers_are_actors_too(task: Path, joined_ray: None, algor
     places = json.loads((local / "logs" / "actors.json").read_text())
     role = {"ppo": "critic", "distill": "teacher", "online_dpo": "scorer"}[algorithm]
     assert {f"{role}-0", f"{role}-1", "learner-0", "learner-1"} <= set(places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_learning_from_data_through_actors(task: Path, joined_ray: None, name: str) -> None:
+    """Two ranks of the learner (ZeRO-2), and for what has a reference two scorers."""
+    changes: dict[str, Any] = {"algorithm.type": name, "loop.steps": 3, "loop.save_every": 0}
+    changes |= KTO if name == "kto" else {}
+    in_ray: dict[str, Any] = {"cluster.mode": "local", "learner.num_ranks": 2}
+    if name != "reward":
+        in_ray |= {"scorer.num_actors": 2}
+    inline, local = (
+        task / train_here(task, write_config(task, f"{name}-{mode}", DPO, {**changes, **more})).folder
+        for mode, more in (("inline", {}), ("local", in_ray))
+    )
+    assert_close(local, inline, 1e-3)
+    places = json.loads((local / "logs" / "actors.json").read_text())
+    scorers = set() if name == "reward" else {"scorer-0", "scorer-1"}
+    assert set(places) == {"learner-0", "learner-1"} | scorers
 
 
 @pytest.mark.slow

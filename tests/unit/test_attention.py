@@ -60,8 +60,8 @@ CANNOT: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3.5": ("Qwen3_5TextConfig", {"head_dim": 8}, "has layers of type linear_attention"),
     "mamba": ("MambaConfig", {}, "has layers of type linear_attention"),
     "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 4}, "has attention of its own"),
-    "bert": ("BertConfig", {"is_decoder": True}, "gives other logits in a pack than alone"),
-    "recurrent-gemma": ("RecurrentGemmaConfig", {}, "gives other logits in a pack than alone"),
+    "bert": ("BertConfig", {"is_decoder": True}, "gives other numbers in a pack than alone"),
+    "recurrent-gemma": ("RecurrentGemmaConfig", {}, "gives other numbers in a pack than alone"),
     "llama4": ("Llama4TextConfig", {"head_dim": 8, "num_local_experts": 2}, "has layers of type chunked_attention"),
 }
 

@@ -64,8 +64,7 @@ def test_every_evaluation_draws_with_the_same_seeds_which_no_training_step_has()
 
 @pytest.mark.parametrize(("every", "due"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
 def test_when_it_is_due(every, due):
-    evaluation = Evaluation([], SamplingParams(1, 8), 0, EvaluationConfig(path="x", every=every))
-    assert [step for step in range(1, 6) if evaluation.is_due(step, 5)] == due
+    assert [step for step in range(1, 6) if EvaluationConfig(path="x", every=every).is_due(step, 5)] == due
 
 
 def test_pass_at_k_by_hand():
