@@ -91,7 +91,8 @@ def offline_roles(config: Config) -> OfflineRoles:
     """All roles of a run that learns from data."""
     learns = reward_model if makes_reward_model(config) else learner
     scorer = make_scorer(config, _device(config.scorer.gpus)) if uses_reference(config) else None
-    return OfflineRoles(learns(config), scorer)
+    teacher = make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None
+    return OfflineRoles(learns(config), scorer, teacher)
 
 
 def _device(gpus: float) -> str:

@@ -13,7 +13,7 @@ from rewards.combine import RewardSet
 from rlft.algorithms.users import load_loss
 from rlft.config import Config, derived
 from rlft.config.data import DataConfig
-from rlft.config.derived import draws, environment_weight, weight_transport
+from rlft.config.derived import draws, environment_weight, uses_teacher, weight_transport
 from rlft.config.load import dump_config
 from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.data.prompts import PromptSet, load_prompts
@@ -30,6 +30,7 @@ from rlft.models.tiny import make_tiny_model
 from rlft.runs.console import Console
 from rlft.runs.folder import RunFolder
 from rlft.runs.run import Run
+from rlft.runs.store import RowStore
 from rlft.samples import Group
 
 WEIGHT_PATHS = {  # for people
@@ -115,7 +116,9 @@ def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console
         if not run.is_done():
             with offline_roles(config) as roles:
                 run.tell_places(roles.places)
-                offline.train(roles, examples, run, config, held_out)
+                again = config.loop.steps * config.loop.prompts_per_step > len(examples.examples)
+                store = RowStore(folder.path / "teacher_top") if again and uses_teacher(config) else None
+                offline.train(roles, examples, run, config, held_out, store)
         return _result(run, None)
 
 

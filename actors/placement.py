@@ -45,13 +45,13 @@ def seats(config: Config) -> dict[str, list[Seat]]:
     roles: dict[str, tuple[Actors | TrainedConfig, int]] = {"learner": (config.learner, config.learner.num_ranks)}
     if uses_reference(config):
         roles["scorer"] = (config.scorer, config.scorer.num_actors)
+    if uses_teacher(config):
+        roles["teacher"] = (config.teacher, config.teacher.num_actors)
     if draws(config):
         roles["generator"] = (config.generator, config.generator.num_actors)
         roles["reward_worker"] = (config.rewards, config.rewards.num_actors)
         if config.environment is not None:
             roles["environment"] = (config.environment, config.environment.num_actors)
-        if uses_teacher(config):
-            roles["teacher"] = (config.teacher, config.teacher.num_actors)
         if uses_critic(config):
             roles["critic"] = (config.critic, config.critic.num_ranks)
     shared = {"generator": "learner"} if config.cluster.layout == "colocated" else {}

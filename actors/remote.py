@@ -66,13 +66,18 @@ def offline_roles(config: Config) -> Iterator[OfflineRoles]:
     """All roles of a run that learns from data, loaded and ready."""
     with _placed(config) as (_, start):
         scorers, names = start("scorer", ScorerActor)
+        teachers, teacher_names = start("teacher", ScorerActor, "teacher")
         scores = makes_reward_model(config)
         call, places, _ = _trained(config, start, kind="reward_model" if scores else "learner")
-        ready = get_all([actor.ready.remote() for actor in scorers], names, "starting", config.cluster.start_timeout_s)
+        everyone, all_names = [*scorers, *teachers], [*names, *teacher_names]
+        limit = config.cluster.start_timeout_s
+        ready = get_all([actor.ready.remote() for actor in everyone], all_names, "starting", limit)
+        limit = config.cluster.stage_timeout_s
         yield OfflineRoles(
             learner=RankedRewardModel(config, call) if scores else RankedLearner(config, call),
-            scorer=ScorerGroup(scorers, names, config.cluster.stage_timeout_s) if scorers else None,
-            places=places | dict(zip(names, ready, strict=True)),
+            scorer=ScorerGroup(scorers, names, limit) if scorers else None,
+            teacher=ScorerGroup(teachers, teacher_names, limit, "teacher") if teachers else None,
+            places=places | dict(zip(all_names, ready, strict=True)),
         )
 
 

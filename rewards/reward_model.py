@@ -65,8 +65,14 @@ def reward_model(
         return judge.model(make_pack(groups, device=judge.device)).tolist()
 
 
-def check_reward_model(path: str | None = None, **args: Any) -> None:
-    """For before a run starts: raise UserError when there is no model at `path`."""
+def check_reward_model(
+    path: str | None = None, dtype: str = "float32", device: str | None = None, **other: Any
+) -> None:
+    """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing."""
+    if other:
+        raise UserError(f"rewards: args of reward_model has {next(iter(other))!r}; expected path, dtype and device")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"rewards: reward_model's dtype is {dtype!r}; expected float32 or bfloat16")
     if path is None:
         raise UserError("rewards: reward_model needs a model: args: {path: runs/my_reward/checkpoints/step-000100}")
     from transformers import AutoConfig

@@ -23,7 +23,8 @@ class TopTensors(NamedTuple):
     """A teacher's likeliest tokens in the place of each target."""
 
     ids: Tensor  # int64 [M, K]
-    logprobs: Tensor  # f32 [M, K]
+    logprobs: Tensor  # f32 [M, K], at `temperature`
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def _top_tensors(
         return None
     assert len(tops) == len(samples), "some samples have a teacher's distribution and some have none"
     ids, logprobs = (np.concatenate([getattr(top, name)[at] for top, at in tops]) for name in ("ids", "logprobs"))
-    return TopTensors(torch.from_numpy(ids).to(device, torch.int64), torch.from_numpy(logprobs).to(device))
+    temperature = tops[0][0].temperature
+    return TopTensors(torch.from_numpy(ids).to(device, torch.int64), torch.from_numpy(logprobs).to(device), temperature)
 
 
 def _lay_out(

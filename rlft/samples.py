@@ -45,7 +45,8 @@ class TopTokens:
     """The likeliest tokens in the place of each token of a sample; all 0 where nothing is trained."""
 
     ids: np.ndarray  # int32 [T, K]
-    logprobs: np.ndarray  # f32 [T, K]
+    logprobs: np.ndarray  # f32 [T, K], at `temperature`
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

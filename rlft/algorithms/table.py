@@ -63,7 +63,7 @@ POLICY_LOSSES: dict[str, Callable[[Tokens, AlgorithmConfig], TokenLoss]] = {
 def make_loss(settings: AlgorithmConfig, correction: Correction) -> Loss:
     """The loss of a configuration. Raises UserError when it names a function that cannot be found."""
     if learns_from(settings) == "examples":
-        return sft
+        return on_examples(settings)
     if learns_from(settings) == "labels":
         return on_labels(settings)
     if compares(settings):
@@ -105,10 +105,7 @@ def policy_gradient(settings: AlgorithmConfig, correction: Correction) -> Loss:
         if settings.entropy_coef:
             per_token = per_token - settings.entropy_coef * scores.entropy
         if pack.teacher_top is not None and settings.teacher_signal != "sampled":
-            assert scores.at_teacher is not None
-            distance = DISTANCES[settings.teacher_signal](
-                scores.at_teacher, pack.teacher_top.logprobs, settings.teacher_mix
-            )
+            distance = teacher_distance(scores, pack, settings)
             per_token = per_token + settings.teacher_coef * distance
             stats["teacher/distance"] = mean_of(distance)
         return (per_token * pack.weights).sum(), stats
@@ -139,7 +136,25 @@ def off_policy_weights(
     return weights, stats
 
 
-def sft(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
-    """Supervised fine-tuning: the negative log-likelihood of each trained token."""
-    nll = -scores.logprobs
-    return (nll * pack.weights).sum(), {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}
+def on_examples(settings: AlgorithmConfig) -> Loss:
+    """sft_coef times the negative log-likelihood of each trained token (supervised fine-tuning) plus teacher_coef times
+    the distance to a teacher's distribution in its place, at a temperature T times T^2 (Hinton et al. 2015,
+    arXiv:1503.02531, section 2)."""
+
+    def loss(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
+        nll = -scores.logprobs
+        stats: Stats = {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}
+        per_token = settings.sft_coef * nll
+        if pack.teacher_top is not None:
+            distance = teacher_distance(scores, pack, settings)
+            per_token = per_token + settings.teacher_coef * pack.teacher_top.temperature**2 * distance
+            stats["teacher/distance"] = mean_of(distance)
+        return (per_token * pack.weights).sum(), stats
+
+    return loss
+
+
+def teacher_distance(scores: TokenScores, pack: Pack, settings: AlgorithmConfig) -> Tensor:
+    """How far the policy's distribution is from the teacher's in the place of each token, [M]."""
+    assert scores.at_teacher is not None and pack.teacher_top is not None
+    return DISTANCES[settings.teacher_signal](scores.at_teacher, pack.teacher_top.logprobs, settings.teacher_mix)

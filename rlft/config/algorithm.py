@@ -48,7 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rft": {"advantage": "accepted", "advantage_scale": "none", "policy_loss": "reinforce"},
     "online_dpo": {"advantage": "pairs", "advantage_scale": "none", "policy_loss": "preference"},
     "distill": {"advantage": "none", "advantage_scale": "none", "teacher_coef": 1.0, "group_size": 1},
-    "sft": {},
+    "sft": {"sft_coef": 1.0},
+    "kd": {"teacher_coef": 1.0, "teacher_signal": "forward_kl"},
     "dpo": {},
     "ipo": {"preference_loss": "ipo"},
     "cpo": {**_NO_REFERENCE, "sft_coef": 1.0},
@@ -66,12 +67,17 @@ class FromData(NamedTuple):
     keys: tuple[str, ...]
 
 
+_EXAMPLES = FromData("examples", (
+    "loss_average", "neftune_alpha", "sft_coef", "teacher_coef", "teacher_signal", "teacher_top_k", "teacher_mix",
+    "teacher_temperature",
+))  # fmt: skip
 _PAIRS = FromData("pairs", (
     "preference_loss", "preference_beta", "preference_smoothing", "preference_reference", "preference_per_token",
     "preference_margin", "sft_coef",
 ))  # fmt: skip
 FROM_DATA: dict[str, FromData] = {
-    "sft": FromData("examples", ("loss_average",)),
+    "sft": _EXAMPLES,
+    "kd": _EXAMPLES,
     "dpo": _PAIRS,
     "ipo": _PAIRS,
     "cpo": _PAIRS,
@@ -90,9 +96,9 @@ class AlgorithmConfig(Section):
     of samples compared with each other. `rloo`, `reinforce`, `reinforce_pp`, `reinforce_pp_baseline`: REINFORCE with
     baselines. `ppo`: with a critic. `rft`: sample, keep what the reward accepts, imitate it. `online_dpo`: pairs of the
     best and the worst of a group. `distill`: a teacher scores what the student says. Or a policy loss of your own,
-    `my_file.py:my_loss`. From data, without samples: `sft` (worked examples or documents), `dpo`, `ipo`, `cpo`, `orpo`,
-    `simpo` (pairs of a chosen and a rejected completion), `kto` (completions labelled good or bad), `reward` (a reward
-    model, from pairs)."""
+    `my_file.py:my_loss`. From data, without samples: `sft` (worked examples or documents), `kd` (a teacher's
+    distributions on them), `dpo`, `ipo`, `cpo`, `orpo`, `simpo` (pairs of a chosen and a rejected completion), `kto`
+    (completions labelled good or bad), `reward` (a reward model, from pairs)."""
     group_size: int = Field(default=8, ge=1)
     """Samples per prompt. What compares them with each other needs at least 2."""
     advantage: Advantage = "group"
@@ -178,8 +184,10 @@ class AlgorithmConfig(Section):
     preference_margin: float = Field(default=1.0, ge=0)
     """For `simpo`: by how much the chosen one's reward should be above the other's."""
     sft_coef: float = Field(default=0.0, ge=0)
-    """Weight of the chosen completions' negative log-likelihood beside the loss on pairs, the mean over each one's
-    tokens."""
+    """Weight of the negative log-likelihood: for `sft` of the learned tokens, for pairs that of the chosen completions
+    beside the loss on pairs, the mean over each one's tokens."""
+    neftune_alpha: float = Field(default=0.0, ge=0)
+    """For `sft`: noise on the embeddings while training, up to this / sqrt(tokens * width); usual: 5 to 15. 0: none."""
     good_weight: float = Field(default=1.0, gt=0)
     """For `kto`: weight of completions labelled good. Times their number it should be near bad_weight times theirs."""
     bad_weight: float = Field(default=1.0, gt=0)
@@ -198,6 +206,9 @@ class AlgorithmConfig(Section):
     """For distributions: how many of the teacher's tokens travel."""
     teacher_mix: float = Field(default=0.5, gt=0, lt=1)
     """For `js`: the teacher's share in the mixture of both."""
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """For `kd` and `sft`: temperature of both distributions; the distance counts times its square (Hinton et al.
+    2015)."""
     skip_flat_groups: bool = True
     """Leave out groups whose rewards are all equal: their advantage is 0. The averages still count their tokens, so
     with kl_coef 0 the update is the same and only time is saved."""

@@ -6,7 +6,15 @@ import difflib
 from collections.abc import Iterator
 
 from rlft.config.algorithm import PRESETS, WITHOUT_REFERENCE
-from rlft.config.derived import compares, has_ratio, learns_from, makes_reward_model, uses_critic, uses_reference
+from rlft.config.derived import (
+    compares,
+    has_ratio,
+    learns_from,
+    makes_reward_model,
+    uses_critic,
+    uses_reference,
+    uses_teacher,
+)
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 
@@ -107,11 +115,19 @@ def check_preference(config: Config) -> Iterator[Problem]:
 
 def check_teacher(config: Config) -> Iterator[Problem]:
     """A teacher where one is learned from."""
-    if config.algorithm.teacher_coef > 0 and config.teacher.path is None:
+    if uses_teacher(config) and config.teacher.path is None:
         yield Problem(
             "teacher.path", "is empty, but algorithm.teacher_coef is above 0: name a model with the same vocabulary"
         )
-    if config.algorithm.advantage == "none" and config.algorithm.teacher_coef == 0:
+    algorithm = config.algorithm
+    if learns_from(algorithm) == "examples":
+        if algorithm.teacher_coef == 0 and algorithm.sft_coef == 0:
+            yield Problem("algorithm.sft_coef", "0, and there is no teacher: nothing would be learned")
+        if algorithm.teacher_coef > 0 and algorithm.teacher_signal == "sampled":
+            yield Problem(
+                "algorithm.teacher_signal", "sampled asks for samples; from data expected forward_kl, reverse_kl or js"
+            )
+    elif algorithm.advantage == "none" and algorithm.teacher_coef == 0:
         yield Problem("algorithm.advantage", "none learns from nothing: no reward counts and there is no teacher")
 
 
@@ -137,4 +153,4 @@ ALGORITHM_CHECKS = (
     check_type, check_comparison, check_policy_loss, check_kl, check_preference, check_teacher, check_reference,
     check_critic,
 )  # fmt: skip
-FROM_DATA_CHECKS = (check_preference,)
+FROM_DATA_CHECKS = (check_preference, check_teacher)

@@ -75,7 +75,8 @@ def uses_reference(config: Config) -> bool:
 
 def uses_teacher(config: Config) -> bool:
     """Whether a teacher is started."""
-    return draws(config) and config.algorithm.teacher_coef > 0
+    learns = learns_from(config.algorithm) in (None, "examples")
+    return learns and config.algorithm.teacher_coef > 0
 
 
 def uses_critic(config: Config) -> bool:

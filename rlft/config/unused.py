@@ -17,7 +17,7 @@ from rlft.config.schema import Config
 from rlft.config.unused_algorithm import ALGORITHM_RULES, Rule
 
 _DRAWING = (  # what only drawn samples need
-    "generator.*", "environment.*", "rewards.*", "teacher.*", "critic.*", "loop.max_staleness", "loop.in_flight",
+    "generator.*", "environment.*", "rewards.*", "critic.*", "loop.max_staleness", "loop.in_flight",
     "loop.probe_*", "loop.mismatch_*", "cluster.layout", "cluster.weight_transport", "tracking.rollouts_every",
     "evaluation.samples_per_prompt", "evaluation.temperature", "evaluation.pass_threshold",
 )  # fmt: skip

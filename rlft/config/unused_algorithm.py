@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from rlft.config.algorithm import BY_TOKEN, AlgorithmConfig
-from rlft.config.derived import draws_samples, flat_is_useless, has_ratio, off_policy_correction, uses_reference
+from rlft.config.derived import (
+    draws_samples,
+    flat_is_useless,
+    has_ratio,
+    off_policy_correction,
+    uses_reference,
+    uses_teacher,
+)
 from rlft.config.schema import Config
 
 
@@ -35,8 +42,14 @@ ALGORITHM_RULES = (
         "algorithm.policy_loss is preference, a loss on pairs of samples",
     ),
     Rule(
-        lambda config: config.algorithm.teacher_coef == 0,
-        ("teacher.*", "algorithm.teacher_signal", "algorithm.teacher_top_k", "algorithm.teacher_mix"),
+        lambda config: not uses_teacher(config),
+        (
+            "teacher.*",
+            "algorithm.teacher_signal",
+            "algorithm.teacher_top_k",
+            "algorithm.teacher_mix",
+            "algorithm.teacher_temperature",
+        ),
         "algorithm.teacher_coef is 0, so no teacher is started",
     ),
     Rule(
@@ -69,8 +82,8 @@ ALGORITHM_RULES = (
     ),
     _algorithm(
         draws_samples,
-        "good_weight bad_weight centering",
-        "algorithm.type draws samples; kto weighs labels, reward centers scores",
+        "good_weight bad_weight centering neftune_alpha teacher_temperature",
+        "algorithm.type draws samples, at generator.temperature; only what learns from data knows such a thing",
     ),
     _algorithm(
         lambda a: a.preference_loss not in ("dpo", "robust", "exo", "simpo"),

@@ -89,13 +89,14 @@ def make_generator(config: Config, device: str, name: str = "generator", num_gpu
 
 def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScorer:
     """The reference policy, or the `teacher`. Raises UserError for a teacher with another vocabulary."""
-    model, learner, width = config.model, config.learner, 1 << 30
+    model, learner, width, from_data = config.model, config.learner, 1 << 30, 1.0
     if role == "teacher":
         _check_vocabulary(config)
         width = num_logits(str(model.path))
         model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
+        from_data = config.algorithm.teacher_temperature
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
-    temperature = config.generator.temperature if draws(config) else 1.0
+    temperature = config.generator.temperature if draws(config) else from_data
     return FrozenScorer(model, temperature, budget, chunk, device, width)
 
 

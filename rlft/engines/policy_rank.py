@@ -51,7 +51,7 @@ class PolicyRank:
         self._trainable = trainable_names(model)
         chunk, algorithm = config.learner.tokens_per_logit_chunk, config.algorithm
         with_entropy = algorithm.entropy_coef > 0 or (":" in algorithm.type and asks_for_entropy(algorithm.type))
-        self._policy = Policy(model, chunk, entropy_gradient=with_entropy)
+        self._policy = Policy(model, chunk, entropy_gradient=with_entropy, noise=algorithm.neftune_alpha)
         stage = zero_stage(config.learner, config.model.dtype)
         self._engine = ZeroEngine(self._policy, config.learner, stage, config.model.dtype, rendezvous, self._device)
 

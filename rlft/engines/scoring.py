@@ -94,7 +94,7 @@ class FrozenScorer:
             return torch.stack([ids.double(), logprobs.double()], -1)
 
         return [
-            [TopTokens(x[..., 0].astype(np.int32), x[..., 1].astype(np.float32)) for x in row]
+            [TopTokens(x[..., 0].astype(np.int32), x[..., 1].astype(np.float32), self._temperature) for x in row]
             for row in self._scored(groups, both)
         ]
 

@@ -1,11 +1,10 @@
 """The training loop for learning from a data set, on the same learner as the on-policy loop.
 
-restore -> each step: rows -> reference log-probs (each row's once) -> learner step -> log, save, evaluate
+restore -> each step: rows -> what reference or teacher say of them (once) -> learner step -> log, evaluate, save
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -17,9 +16,11 @@ from rlft.config.derived import learns_from
 from rlft.evaluation.held_out import HeldOut
 from rlft.loops.clock import Clock
 from rlft.loops.learning import refuse_what_is_not_finite
-from rlft.roles import Learner, Scorer, Trained
+from rlft.loops.remembered import Reference, TaughtRows
+from rlft.roles import Learner, Scorer, Teacher, Trained
 from rlft.runs.run import Run
-from rlft.samples import Group, Sample, count_totals
+from rlft.runs.store import RowStore
+from rlft.samples import Group, count_totals
 
 
 class ExampleSource(Protocol):
@@ -36,35 +37,8 @@ class OfflineRoles:
 
     learner: Trained
     scorer: Scorer | None = None  # the reference policy
+    teacher: Teacher | None = None
     places: Mapping[str, str] = field(default_factory=dict)
-
-
-class Reference:
-    """Log-probs of samples under the reference policy, each asked for once: whatever the epoch, they stay the same."""
-
-    def __init__(self, scorer: Scorer, known: dict[bytes, np.ndarray] | None = None) -> None:
-        """`known`: from a checkpoint, so that a resumed run has them to the digit."""
-        self._scorer = scorer
-        self.known = {} if known is None else known  # f32 [trained tokens], by a digest of the sample
-
-    def __call__(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with ref_logprobs on every sample."""
-        new = [g for g in groups if any(_digest(s) not in self.known for s in g.samples)]
-        if new:
-            for group, arrays in zip(new, self._scorer.logprobs(new), strict=True):
-                for sample, array in zip(group.samples, arrays, strict=True):
-                    self.known[_digest(sample)] = array[sample.loss_mask]
-        return [g.with_samples([self._with_logprobs(s) for s in g.samples]) for g in groups]
-
-    def _with_logprobs(self, sample: Sample) -> Sample:
-        full = np.zeros(len(sample.token_ids), dtype=np.float32)
-        full[sample.loss_mask] = self.known[_digest(sample)]
-        return replace(sample, ref_logprobs=full)
-
-
-def _digest(sample: Sample) -> bytes:
-    content = sample.token_ids.tobytes() + np.packbits(sample.loss_mask).tobytes()
-    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def divergence_on_others(learner: Learner, groups: Sequence[Group]) -> tuple[list[Group], float]:
@@ -81,12 +55,19 @@ def divergence_on_others(learner: Learner, groups: Sequence[Group]) -> tuple[lis
 
 
 def train(
-    roles: OfflineRoles, examples: ExampleSource, run: Run, config: Config, held_out: HeldOut | None = None
+    roles: OfflineRoles,
+    examples: ExampleSource,
+    run: Run,
+    config: Config,
+    held_out: HeldOut | None = None,
+    store: RowStore | None = None,
 ) -> None:
-    """Train until loop.steps, from where the run's last checkpoint stands."""
+    """Train until loop.steps, from where the run's last checkpoint stands. `store` keeps what the teacher says of rows,
+    where they will be asked for again."""
     step, known = run.restore(roles.learner)
     reference = None if roles.scorer is None else Reference(roles.scorer, known)
     learner: Any = roles.learner
+    taught = None if roles.teacher is None else TaughtRows(roles.teacher, config.algorithm.teacher_top_k, store)
     if held_out is not None and step == 0:
         run.log_evaluation(0, held_out(learner, reference))
     while step < config.loop.steps:
@@ -96,6 +77,9 @@ def train(
             with clock("reference"):
                 groups = reference(groups)
                 refuse_what_is_not_finite(groups)
+        if taught is not None:
+            with clock("teacher"):
+                groups = taught(groups, step)
         totals = count_totals(groups, config.generator.max_new_tokens)
         if learns_from(config.algorithm) == "labels":
             with clock("kl"):

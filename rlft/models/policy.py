@@ -83,19 +83,39 @@ class _Scores(nn.Module):
             return self._transform(F.linear(hidden, self.weight, self.bias))
         return self._transform(self._layer[0](hidden))
 
-    def forward(self, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None, also_temperature: float | None
+    ) -> tuple[Tensor, ...]:
         """See token_logprobs."""
-        return token_logprobs(self.logits, hidden, targets, temperature, self._chunk, also, self._entropy_gradient)
+        chunk, gradient = self._chunk, self._entropy_gradient
+        return token_logprobs(self.logits, hidden, targets, temperature, chunk, also, gradient, also_temperature)
+
+
+class EmbeddingNoise:
+    """Uniform noise on the embeddings of tokens, of at most alpha / sqrt(L * d) for a sequence of L tokens and width d
+    (NEFTune, Jain et al. 2023, arXiv:2310.05914, algorithm 1). Works while `lengths` is set."""
+
+    def __init__(self, embeddings: Any, alpha: float) -> None:
+        self._alpha = alpha
+        self.lengths: Tensor | None = None  # int64 [N], of the sequence that each token of the next pass is part of
+        embeddings.register_forward_hook(self._add)
+
+    def _add(self, module: Any, args: Any, output: Tensor) -> Tensor:
+        if self.lengths is None:
+            return output
+        scale = self._alpha / torch.sqrt(self.lengths * output.shape[-1]).to(output.dtype)
+        return output + (2 * torch.rand_like(output) - 1) * scale[None, :, None]
 
 
 class Policy(nn.Module):
     """Wraps a transformers causal language model (with or without an adapter) for packs."""
 
-    def __init__(self, model: nn.Module, chunk: int, entropy_gradient: bool = False) -> None:
-        """`chunk`: targets whose logits are made at a time."""
+    def __init__(self, model: nn.Module, chunk: int, entropy_gradient: bool = False, noise: float = 0.0) -> None:
+        """`chunk`: targets whose logits are made at a time. `noise`: of the embeddings in training (EmbeddingNoise)."""
         super().__init__()
         self.model = model
         lm: Any = causal_lm(model)
+        self._noise = EmbeddingNoise(lm.get_input_embeddings(), noise) if noise else None
         plain = lm.config._attn_implementation
         use_packed_attention(lm)
         self._scores = _Scores(lm, chunk, entropy_gradient)
@@ -119,8 +139,10 @@ class Policy(nn.Module):
 
     def forward(self, pack: Pack, temperature: float) -> TokenScores:
         """Score every target of a pack."""
-        also = None if pack.teacher_top is None else pack.teacher_top.ids
-        return TokenScores(*self._scores(self.predicting(pack), pack.targets, temperature, also))
+        also, there = (None, None) if pack.teacher_top is None else (pack.teacher_top.ids, pack.teacher_top.temperature)
+        if self._noise is not None:
+            self._noise.lengths = pack.layout.sequence_lengths() if self.training else None
+        return TokenScores(*self._scores(self.predicting(pack), pack.targets, temperature, also, there))
 
     def predicting(self, pack: Pack) -> Tensor:
         """The hidden state that predicts each target, [M, hidden]."""

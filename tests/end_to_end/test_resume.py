@@ -170,6 +170,27 @@ def test_from_data(task: Path, name: str, changes: dict) -> None:
         assert after["eval/pair_accuracy"] > 0.9 and after["eval/margin"] > before["eval/margin"]
 
 
+def test_a_teacher_on_data(task: Path) -> None:
+    """Two passes over the rows; the second, after the kill, learns from what the teacher said in the first."""
+    teacher = task / train_here(task, write_config(task, "kd-teacher", SFT, {"run.seed": 4})).folder
+    changes = {
+        "algorithm.type": "kd", "algorithm.teacher_temperature": 2.0, "algorithm.teacher_top_k": 16, "loop.steps": 60,
+        "teacher.path": str(teacher / "checkpoints" / "step-000080"), "algorithm.sft_coef": 0.1,
+        "algorithm.neftune_alpha": 1.0, "loop.prompts_per_step": 4, "loop.save_every": 15,
+    }  # fmt: skip
+    train_here(task, write_config(task, "kd-whole", SFT, changes))
+    config = write_config(task, "kd", SFT, changes)
+    killed_in_the_middle(task, config, after=33)
+    run, whole = task / "runs" / "kd", task / "runs" / "kd-whole"
+    assert 33 <= num_lines(run / "metrics.jsonl") < 60, "the kill came too late to tell anything"
+    succeeds(task, "train", config, "--resume", "auto")
+    assert metrics_of(run) == metrics_of(whole)
+    assert weights_of(run, 60) == weights_of(whole, 60)
+    assert len(list((run / "teacher_top").glob("step-*.safetensors"))) == 25, "100 rows, 4 a step, each asked for once"
+    distances = [line["teacher/distance"] for line in metrics_of(whole)]
+    assert sum(distances[-10:]) < 0.9 * sum(distances[:10])
+
+
 def test_a_finished_run_has_nothing_left_to_do(task: Path, uninterrupted: Path) -> None:
     before = metrics_of(uninterrupted), metrics_of(uninterrupted, "eval.jsonl")
     train_here(task, "uninterrupted.yaml", resume="auto")

@@ -14,6 +14,7 @@ from tests.running import (
     DPO,
     GRPO,
     KTO,
+    SFT,
     assert_close,
     assert_learns,
     metrics_of,
@@ -114,6 +115,22 @@ def test_learning_from_data_through_actors(task: Path, joined_ray: None, name: s
     places = json.loads((local / "logs" / "actors.json").read_text())
     scorers = set() if name == "reward" else {"scorer-0", "scorer-1"}
     assert set(places) == {"learner-0", "learner-1"} | scorers
+
+
+@pytest.mark.slow
+def test_a_teacher_on_data_through_actors(task: Path, joined_ray: None) -> None:
+    teacher = task / train_here(task, write_config(task, "teacher", GRPO, {"run.seed": 4, "loop.steps": 1})).folder
+    changes: dict[str, Any] = {
+        "algorithm.type": "kd", "algorithm.teacher_signal": "js", "algorithm.sft_coef": 0.5, "loop.steps": 3,
+        "teacher.path": str(teacher / "model"), "loop.save_every": 0,
+    }  # fmt: skip
+    in_ray = {"cluster.mode": "local", "learner.num_ranks": 2, "teacher.num_actors": 2}
+    inline, local = (
+        task / train_here(task, write_config(task, f"kd-{mode}", SFT, {**changes, **more})).folder
+        for mode, more in (("inline", {}), ("local", in_ray))
+    )
+    assert_close(local, inline, 1e-3)
+    assert {"teacher-0", "teacher-1"} < set(json.loads((local / "logs" / "actors.json").read_text()))
 
 
 @pytest.mark.slow

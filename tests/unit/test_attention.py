@@ -220,3 +220,9 @@ def test_positions_of_a_pack():
     # trunks of 3 and 1, branches of 2 on the second and 1 on the first
     layout = PackedLayout([3, 1], [2, 1], [1, 0])
     assert layout.position_ids().tolist() == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_lengths_of_the_sequences_of_a_pack():
+    layout = PackedLayout([2, 3], [1, 2], [1, 1])
+    assert layout.sequence_lengths().tolist() == [2, 2, 3, 3, 3, 4, 5, 5]
+    assert PackedLayout([2, 1]).sequence_lengths().tolist() == [2, 2, 1]

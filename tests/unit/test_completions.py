@@ -15,8 +15,9 @@ from rlft.algorithms.table import make_loss
 from rlft.batch import make_pack
 from rlft.config.algorithm import AlgorithmConfig
 from rlft.config.derived import loss_average
+from rlft.models.logprobs import token_logprobs
 from rlft.models.policy import TokenScores
-from rlft.samples import Group, count_totals
+from rlft.samples import Group, TopTokens, count_totals
 from tests.helpers import make_group
 
 LOG3 = math.log(3.0)
@@ -93,3 +94,32 @@ def test_kto_by_hand() -> None:
     assert metrics["preference/chosen"] == metrics["preference/rejected"] == pytest.approx(LOG3 + 1)
     found, _ = loss_of(groups, [-1 + LOG3 / 2] * 4, type="kto", preference_beta=1.0, preference_loss="apo_zero")
     assert found == pytest.approx((0.25 + 0.75) / 2)
+
+
+@pytest.mark.parametrize("signal", ["forward_kl", "reverse_kl"])
+def test_distillation_at_a_temperature(signal: str) -> None:
+    """Against KL over the whole vocabulary of 6 tokens, written out; the likelihood stays that of temperature 1."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = torch.log_softmax(torch.randn(3, 6, generator=generator, dtype=torch.float64) / 2.0, -1)
+    tokens = np.broadcast_to(np.arange(6, dtype=np.int32), (4, 6)).copy()
+    top = TopTokens(tokens, np.concatenate([np.zeros((1, 6)), teacher.numpy()]).astype(np.float32), 2.0)
+    group = make_group([4], [[1, 2, 3]])
+    group = group.with_samples([replace(group.samples[0], teacher_top=top)])
+    algorithm = AlgorithmConfig(type="kd", teacher_signal=signal, sft_coef=0.25, teacher_coef=0.5)
+    pack = make_pack([group], count_totals([group], 8), loss_average(algorithm))
+    assert pack.teacher_top is not None
+    scores = token_logprobs(
+        lambda x: x, student, pack.targets, also=pack.teacher_top.ids, also_temperature=2.0, chunk=2
+    )
+    found, stats = make_loss(algorithm, "none")(TokenScores(*scores), pack, 0.0)
+
+    at_two = torch.log_softmax(student / 2.0, -1)
+    p, q = (teacher, at_two) if signal == "forward_kl" else (at_two, teacher)
+    kl = (p.exp() * (p - q)).sum(-1)
+    nll = -torch.log_softmax(student, -1)[[0, 1, 2], [1, 2, 3]]
+    expected = (0.25 * nll + 0.5 * 4 * kl).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics_of(stats)["teacher/distance"] == pytest.approx(kl.mean().item(), rel=1e-4)
+    (ours,), (theirs,) = torch.autograd.grad(found, student), torch.autograd.grad(expected, student)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

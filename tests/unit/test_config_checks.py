@@ -321,7 +321,7 @@ def test_gpus_are_not_counted_unless_asked_for(monkeypatch):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_an_algorithm_sets_its_keys_and_what_is_given_wins(name):
     changes = {"algorithm.type": name} | ({"rewards.functions": []} if name in FROM_DATA else {})
-    if name == "distill":
+    if name in ("distill", "kd"):
         changes["teacher.path"] = "some/teacher"
     config = load_config(BASE, changes)
     for key, value in PRESETS[name].items():

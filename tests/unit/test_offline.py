@@ -13,8 +13,10 @@ from rlft.config.load import load_config
 from rlft.data.pairs import signed_sample
 from rlft.errors import RunError
 from rlft.evaluation.held_out import HeldOut
-from rlft.loops.offline import OfflineRoles, Reference, divergence_on_others, train
-from rlft.samples import Group
+from rlft.loops.offline import OfflineRoles, divergence_on_others, train
+from rlft.loops.remembered import Reference, TaughtRows
+from rlft.runs.store import RowStore
+from rlft.samples import Group, TopTokens
 from tests.fakes import FakeLearner, FakeRun, FakeScorer, Journal, believed
 from tests.helpers import make_group
 
@@ -130,3 +132,45 @@ def test_held_out_examples_and_labels() -> None:
     )
     metrics = HeldOut([good, bad], AlgorithmConfig(type="kto"))(learner, Reference(FakeScorer(Journal())))
     assert metrics == pytest.approx({"eval/good": 0.1, "eval/bad": 0.15}, rel=1e-6)
+
+
+@dataclass
+class FakeTeacher(FakeScorer):
+    """Its two likeliest tokens in each place are the token itself and the next."""
+
+    def top_tokens(self, groups: Any, count: int) -> Any:
+        self.journal.write("teacher", sum(len(g.samples) for g in groups))
+
+        def top(sample: Any) -> TopTokens:
+            ids = np.stack([sample.token_ids, sample.token_ids + 1], 1) * sample.loss_mask[:, None]
+            return TopTokens(ids.astype(np.int32), -0.1 * ids.astype(np.float32), 2.0)
+
+        return [[top(s) for s in g.samples] for g in groups]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_teacher_looks_at_each_row_once_if_that_is_kept(tmp_path: Any, kept: bool) -> None:
+    config = config_of(tmp_path, "kd", **{"teacher.path": "some/teacher"})
+    learner, journal = FakeLearner(Journal()), Journal()
+    roles = OfflineRoles(learner, teacher=FakeTeacher(journal))
+    store = RowStore(tmp_path / "top") if kept else None
+    train(roles, Pairs(), FakeRun(), config, store=store)  # type: ignore[arg-type]
+    assert journal.of("teacher") == [("teacher", 4)] * (2 if kept else 4)
+    for groups, _, _ in learner.given:
+        for sample in (s for g in groups for s in g.samples):
+            assert sample.teacher_top.temperature == 2.0
+            assert sample.teacher_top.ids[sample.loss_mask, 0].tolist() == sample.token_ids[sample.loss_mask].tolist()
+            assert not sample.teacher_top.ids[~sample.loss_mask].any()
+
+
+def test_what_the_teacher_said_outlives_the_run(tmp_path: Any) -> None:
+    groups = Pairs().groups
+    first = TaughtRows(FakeTeacher(Journal()), 2, RowStore(tmp_path))(groups, 0)
+    journal = Journal()
+    (tmp_path / "step-000001.safetensors.part").write_bytes(b"half a file")
+    again = TaughtRows(FakeTeacher(journal), 2, RowStore(tmp_path))(groups, 3)
+    assert journal.events == []
+    for a, b in zip((s for g in first for s in g.samples), (s for g in again for s in g.samples), strict=True):
+        assert a.teacher_top is not None and b.teacher_top is not None
+        np.testing.assert_array_equal(a.teacher_top.ids, b.teacher_top.ids)
+        np.testing.assert_array_equal(a.teacher_top.logprobs, b.teacher_top.logprobs)
