@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlft import __version__
+from rlft import __version__, cli_synth
 from rlft.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Fine-tune language models with reinforcement learning.
   rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
   rlft train configs/x.yaml           train as the file says
   rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint
+  rlft synth distill configs/synthesis/distill.yaml     data made by another model
   rlft config show configs/x.yaml     the complete configuration, defaults included
 """
 OVERRIDES = """\
@@ -92,7 +93,7 @@ def _run(argv: list[str]) -> int:
     parser = _parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        raise UserError(_unknown(unknown[0], args.parser))
+        raise UserError(_unknown(unknown[0], args))
     if args.command is None:
         args.parser.print_help()
         return 0
@@ -109,15 +110,16 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     return split_overrides(argv)
 
 
-def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
+def _unknown(word: str, args: argparse.Namespace) -> str:
     name = word.partition("=")[0]
     if not name.startswith("--"):
         return f'unexpected argument "{word}"; see rlft --help'
     from rlft.config.keys import suggest
 
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in args.parser._actions for option in action.option_strings]
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
-    meant = near[0].removeprefix("--") if near else suggest(name.removeprefix("--"))
+    key, job = name.removeprefix("--"), getattr(args, "name", None)
+    meant = near[0].removeprefix("--") if near else cli_synth.suggest(job, key) if job else suggest(key)
     return f"unknown option {name}; " + (f"did you mean --{meant}?" if meant else "see rlft --help")
 
 
@@ -133,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_config(commands)
+    cli_synth.add_synth(commands, SHAPE)
     return parser
 
 
