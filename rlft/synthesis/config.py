@@ -192,8 +192,12 @@ def find_problems(job: Job) -> Iterator[Problem]:
         yield Problem("run.out", f'found "{job.run.out}", expected a name that ends in .jsonl')
     if job.run.max_cost is not None and job.endpoint.prompt_price is None:
         yield Problem("run.max_cost", "needs endpoint.prompt_price and endpoint.completion_price")
-    yield from _missing_file("data.path", job.data.path)
+    if job.data.path.startswith((".", "/", "~")) or job.data.path.endswith(DATA_SUFFIXES):
+        yield from _missing_file("data.path", job.data.path, DATA_SUFFIXES)
+    if isinstance(job, ReviseJob):
+        yield from _missing_file("revise.constitution", job.revise.constitution, (".yaml", ".yml"))
     if isinstance(job, PreferJob):
+        yield from _missing_file("prefer.constitution", job.prefer.constitution, (".yaml", ".yml"))
         yield from _prefer_problems(job)
     if isinstance(job, DistillJob) and not job.rewards.functions and "accept_reward" in job.distill.model_fields_set:
         yield Problem("distill.accept_reward", "has no effect without rewards.functions; name one, or leave it out")
@@ -232,10 +236,10 @@ def _endpoint_problems(endpoint: EndpointConfig) -> Iterator[Problem]:
             yield Problem("endpoint.extra_body", f"sets {field}, which rlft sets itself; take it out")
 
 
-def _missing_file(key: str, path: str) -> Iterator[Problem]:
+def _missing_file(key: str, path: str, suffixes: tuple[str, ...]) -> Iterator[Problem]:
     file = Path(path).expanduser()
-    if (path.startswith((".", "/", "~")) or path.endswith(DATA_SUFFIXES)) and not file.exists():
-        yield Problem(key, f'"{path}" does not exist{near_files(file, DATA_SUFFIXES)}')
+    if not file.exists():
+        yield Problem(key, f'"{path}" does not exist{near_files(file, suffixes)}')
 
 
 def _prefer_problems(job: PreferJob) -> Iterator[Problem]:

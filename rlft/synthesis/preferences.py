@@ -1,8 +1,8 @@
 """Which of two answers is better, as another model sees it: preference labels from AI feedback.
 
 Bai et al. 2022, arXiv:2212.08073, section 4.1; Lee et al. 2023, "RLAIF", arXiv:2309.00267, section 2.1. Judges prefer
-what stands first (or second), so each pair is asked in both orders; where RLAIF takes the mean of both, here a pair counts
-only when both agree. Knows nothing about files or HTTP.
+what stands first (or second), so each pair is asked in both orders; where RLAIF takes the mean of both, here a pair
+counts only when both agree. Knows nothing about files or HTTP.
 """
 
 from __future__ import annotations
