@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 MAX_BYTES = 64 * 1024 * 1024  # of a reply: far above any chat completion, far below what fills a memory
+CONNECT_S = 20.0  # a host that has not accepted by then will not; less where a whole post may take less
+LOOPBACK = ("localhost", "127.0.0.1", "::1")  # no proxy can reach what is meant
 
 
 class Response(NamedTuple):
@@ -38,9 +40,11 @@ class Wire:
         """Raises TimeoutError when it took too long, ConnectionError for everything else that kept the whole answer
         from coming."""
         connection, target, more = self._connection()
-        late = threading.Event()
+        late, connected = threading.Event(), False
         try:
             connection.connect()
+            connected = True
+            connection.sock.settimeout(self._timeout_s)
             with self._watched(connection.sock, late):
                 connection.request("POST", target, body=body, headers=headers | more)
                 response = connection.getresponse()
@@ -52,7 +56,9 @@ class Wire:
             return Response(response.status, response.getheader("Retry-After"), data)
         except (OSError, http.client.HTTPException) as error:
             if late.is_set() or isinstance(error, TimeoutError):
-                raise TimeoutError(f"no whole reply within timeout_s {self._timeout_s:g}") from None
+                where = "no whole reply" if connected else f"no connection to {self.url}"
+                limit = self._timeout_s if connected else connection.timeout
+                raise TimeoutError(f"{where} within {limit:g} s") from None
             raise ConnectionError(str(error) or type(error).__name__) from None
         finally:
             connection.close()
@@ -90,12 +96,13 @@ class Wire:
         """Unconnected, with what to ask it for and headers; through the proxy that the environment names."""
         parts = urlsplit(self.url)
         host, secure = parts.hostname or "", parts.scheme == "https"
+        connect_s = min(self._timeout_s, CONNECT_S)
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         proxy = getproxies().get(parts.scheme)
-        if proxy is None or proxy_bypass(parts.netloc):
-            return kind(host, parts.port, timeout=self._timeout_s), parts.path, {}
+        if proxy is None or host in LOOPBACK or proxy_bypass(parts.netloc):
+            return kind(host, parts.port, timeout=connect_s), parts.path, {}
         by = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        connection = kind(by.hostname or "", by.port or 80, timeout=self._timeout_s)
+        connection = kind(by.hostname or "", by.port or 80, timeout=connect_s)
         if not secure:
             return connection, self.url, {}
         connection.set_tunnel(host, parts.port or 443)

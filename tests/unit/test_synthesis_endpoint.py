@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from email.utils import formatdate
@@ -54,8 +55,8 @@ TRANSIENT = {
     "429": (Fault(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0"}), "429", "slow down"),
     "500": (Fault(500, b"oops"), "5xx", "status 500: oops"),
     "503": (Fault(503, b'{"detail": "loading"}'), "5xx", "loading"),
-    "hangs": (Fault(hang_s=30), "timeout", "timeout_s 0.3"),
-    "drips": (Fault(200, b"x" * 1000, drip_s=0.05), "timeout", "timeout_s 0.3"),
+    "hangs": (Fault(hang_s=30), "timeout", "no whole reply within 0.3 s"),
+    "drips": (Fault(200, b"x" * 1000, drip_s=0.05), "timeout", "no whole reply within 0.3 s"),
     "cuts": (Fault(cut=True), "connection", "the connection ended 987 bytes before the reply did"),
     "not JSON": (NOT_JSON, "rubbish", "not JSON: <html>Bad gateway</html>"),
     "no choices": (Fault(200, b'{"choices": []}'), "rubbish", "no choices[0].message"),
@@ -86,6 +87,21 @@ def test_but_not_for_ever(case):
     assert failed.value.kind == kind and said in str(failed.value)
     assert (usage.requests, usage.retries, dict(usage.failures)) == (2, 1, {kind: 2})
     assert time.monotonic() - begin < 5
+
+
+def test_a_host_that_accepts_nothing():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(address)
+        url = f"http://127.0.0.1:{address[1]}/v1"
+        with pytest.raises(RequestFailed, match=f"no connection to {url}/chat/completions within 0.3 s") as failed:
+            ask(Endpoint(config(url, timeout_s=0.3, max_retries=0)))
+        for sock in waiting:
+            sock.close()
+    assert failed.value.kind == "timeout"
 
 
 def test_nobody_there():
