@@ -70,6 +70,8 @@ def _synth(args: argparse.Namespace, overrides: list[str]) -> int:
         print(run_job(args.name, args.config, [*overrides, *out]).text())
     except (KeyboardInterrupt, SystemExit) as stop:
         is_term = isinstance(stop, SystemExit)
+        if is_term and stop.code != signal.SIGTERM:
+            raise
         print(
             f"{'terminated (SIGTERM)' if is_term else 'interrupted'}. The same command goes on from here",
             file=sys.stderr,

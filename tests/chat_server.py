@@ -68,9 +68,7 @@ def completion(message: str | dict[str, Any], finish_reason: str = "stop", **mor
 @contextlib.contextmanager
 def chat_server(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[ChatServer]:
     """Serves until the block ends."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.daemon_threads = True
-    http.block_on_close = False
+    http = _Server(("127.0.0.1", 0), _Handler)
     server = ChatServer(f"http://127.0.0.1:{http.server_address[1]}/v1", answer)
     http.chat = server  # type: ignore[attr-defined]
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -82,6 +80,12 @@ def chat_server(answer: Callable[[dict[str, Any]], Answer]) -> Iterator[ChatServ
         http.shutdown()
         http.server_close()
         thread.join(10)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128  # of 5, some of many connections at once are reset
 
 
 class _Handler(BaseHTTPRequestHandler):

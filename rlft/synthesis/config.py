@@ -39,7 +39,8 @@ class EndpointConfig(Section):
     """More fields for each request, under the server's names: `{top_p: 0.9}`. null takes one of ours out:
     `{max_tokens: null, max_completion_tokens: 1024}`, or `{seed: null}` for servers that refuse seeds."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Seconds that one request may take, from connecting to the last byte."""
+    """Seconds that one request may take once it is connected, to the last byte of the reply. Connecting may take as
+    long, at most 20 s."""
     max_concurrent: int = Field(default=16, ge=1)
     """Requests under way at a time."""
     max_retries: int = Field(default=5, ge=0)

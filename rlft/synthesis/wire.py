@@ -30,7 +30,7 @@ class Wire:
     """Posts to one URL; may be used by several threads at once. `stop` ends all of it."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        """`timeout_s`: of one post, from connecting to the last byte."""
+        """`timeout_s`: of one post, from when it is connected to the last byte; and of connecting, up to CONNECT_S."""
         self.url, self._timeout_s = url, timeout_s
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
