@@ -16,6 +16,7 @@ from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.weights import pack_weights
 from rlft.environments.build import configured_environment
 from rlft.errors import UserError
+from rlft.evaluation.text_metrics import check_installed
 from rlft.models.load import load_checkpoint, trainable_names
 from rlft.runs.checkpoints import Checkpoints, read_state, verify
 
@@ -37,27 +38,29 @@ def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | st
         raise UserError(f"--cluster.mode {config.cluster.mode}: rlft eval runs in this process; leave the key out")
     if config.evaluation.path is None:
         raise UserError(f"{run} was configured without held-out data (evaluation.path). Give some with --data FILE.")
-    if not config.rewards.functions and config.environment is None:
+    if not config.rewards.functions and config.environment is None and not config.evaluation.metrics:
         raise UserError(
             f"{run} got its reward functions from a Python script, so they are not in its config.yaml. Name them: "
             "--rewards.functions '[{function: my_rewards.py:my_reward}]'"
         )
+    check_installed(config.evaluation.metrics)
     prepare(config, config.generator.gpus)
     config = launch.with_model(config, run)
     return {"checkpoint": str(checkpoint)} | _measure(config, checkpoint, int(read_state(checkpoint)["step"]))
 
 
-def _measure(config: Config, checkpoint: Path, version: int) -> dict[str, float]:
+def _measure(config: Config, checkpoint: Path, version: int) -> dict[str, float | str]:
     environment = configured_environment(config)
     tokenizer = load_tokenizer(str(checkpoint), config.model.chat_template)
-    evaluation = launch.load_evaluation(config, tokenizer, environment)
+    rewards = RewardSet(config.rewards, environment_weight=environment_weight(config), may_be_empty=True)
+    evaluation = launch.load_evaluation(config, tokenizer, environment, has_rewards=not rewards.is_empty)
     assert evaluation is not None
-    rewards = RewardSet(config.rewards, environment_weight=environment_weight(config))
     rewards.check_columns(evaluation.prompts[0].columns)
     with inline.generator(config, environment) as generator:
         model = load_checkpoint(config.model, checkpoint)
         generator.load(pack_weights(model.named_parameters(), version, True, trainable_names(model)))
-        return evaluation(generator, InlineRewarder(rewards), version=version)
+        metrics = evaluation(generator, InlineRewarder(rewards), version=version)
+    return metrics | ({"rewards": "none in the configuration, so no accuracy"} if rewards.is_empty else {})
 
 
 def find_checkpoint(target: Path) -> tuple[Path, Path]:

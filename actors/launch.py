@@ -23,6 +23,7 @@ from rlft.environments.build import configured_environment, make_turns
 from rlft.environments.load import BoundEnvironment
 from rlft.evaluation.accuracy import Evaluation
 from rlft.evaluation.held_out import HeldOut
+from rlft.evaluation.text_metrics import check_installed
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
 from rlft.models.load import window
@@ -67,6 +68,7 @@ def train(
         if ":" in config.algorithm.type:
             load_loss(config.algorithm.type)
         environment = configured_environment(config)
+        check_installed(config.evaluation.metrics)
         optional = config.algorithm.advantage == "none"
         reward_set = RewardSet(config.rewards, rewards, environment_weight(config), may_be_empty=optional)
     path = Path(config.run.dir, config.run.name).absolute()  # a reward function may change the working directory
@@ -95,7 +97,7 @@ def _on_policy(
 ) -> RunResult:  # fmt: skip
     prompts = _prompts(config, tokenizer, config.data, environment, rows=dataset)
     rewards.check_columns(prompts.prompts[0].columns)
-    evaluation = load_evaluation(config, tokenizer, environment)
+    evaluation = load_evaluation(config, tokenizer, environment, has_rewards=not rewards.is_empty)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
         if not run.is_done():
@@ -142,7 +144,9 @@ def _prompts(
     return prompts
 
 
-def load_evaluation(config: Config, tokenizer: Any, environment: BoundEnvironment | None = None) -> Evaluation | None:
+def load_evaluation(
+    config: Config, tokenizer: Any, environment: BoundEnvironment | None = None, has_rewards: bool = True
+) -> Evaluation | None:
     """The held-out prompts, if there are any, and how to draw for them."""
     settings = config.evaluation
     if settings.path is None:
@@ -150,7 +154,7 @@ def load_evaluation(config: Config, tokenizer: Any, environment: BoundEnvironmen
     data = config.data.model_copy(update={"max_rows": settings.max_rows, "shuffle": False})
     prompts = _prompts(config, tokenizer, data, environment, path=settings.path).prompts
     params = replace(sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature)
-    return Evaluation(prompts, params, config.run.seed, settings)
+    return Evaluation(prompts, params, config.run.seed, settings, has_rewards)
 
 
 @contextmanager

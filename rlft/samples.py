@@ -92,6 +92,13 @@ class Sample:
         return int(self.loss_mask.sum())
 
     @property
+    def own_text(self) -> str:
+        """What the model itself said, in all its turns: an answer that only a tool gave is not its own."""
+        if not self.turns:
+            return self.text
+        return "".join(turn["content"] for turn in self.turns if turn["role"] == "assistant")
+
+    @property
     def num_turns(self) -> int:
         """How often the model spoke."""
         return sum(turn["role"] == "assistant" for turn in self.turns) if self.turns else 1

@@ -15,7 +15,7 @@ from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused import check_unused
 
-Purpose = Literal["train", "evaluate"]
+Purpose = Literal["train", "evaluate", "score"]  # score: a model alone, on data that are given apart
 
 
 class Given(NamedTuple):
@@ -100,9 +100,10 @@ def check_algorithm(config: Config, given: Given) -> Iterator[Problem]:
 
 
 def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
-    """At least one reward function where samples are scored."""
-    learns = draws(config) and config.algorithm.advantage != "none"
-    needed = learns or given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
+    """At least one reward function where samples are scored; what is only evaluated may be compared with text."""
+    learns = draws(config) and config.algorithm.advantage != "none" and given.purpose == "train"
+    evaluates = given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
+    needed = learns or (evaluates and not config.evaluation.metrics and given.purpose != "score")
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(
             "rewards.functions",
@@ -176,6 +177,24 @@ def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
             f"{evaluation.samples_per_prompt} samples at evaluation.temperature 0 are all the same; set a temperature "
             "above 0",
         )
+    yield from _check_metrics(config)
+
+
+def _check_metrics(config: Config) -> Iterator[Problem]:
+    """Metrics of text and what they compare with, both or neither."""
+    metrics, column = config.evaluation.metrics, config.evaluation.reference_column
+    if metrics and column is None:
+        yield Problem(
+            "evaluation.reference_column",
+            f"is empty, but evaluation.metrics ({', '.join(metrics)}) compare with it; name the right texts' column",
+        )
+    if column is not None and not metrics:
+        yield Problem(
+            "evaluation.reference_column",
+            "has no effect, because evaluation.metrics is empty; name some, for instance [exact_match, f1]",
+        )
+    for name in sorted({name for name in metrics if metrics.count(name) > 1}):
+        yield Problem("evaluation.metrics", f"{name} is there twice; keep one")
 
 
 def check_trained(config: Config, _: Given) -> Iterator[Problem]:
@@ -227,7 +246,7 @@ def check_inline(config: Config, _: Given) -> Iterator[Problem]:
 def check_environment(config: Config, given: Given) -> Iterator[Problem]:
     """Actors only where there are some. `rlft eval` is one process whatever the run was."""
     environment = config.environment
-    if environment is None or given.purpose == "evaluate":
+    if environment is None or given.purpose != "train":
         return
     if config.cluster.mode == "inline" and environment.num_actors > 1:
         yield Problem(
@@ -263,7 +282,7 @@ def check_colocated(config: Config, _: Given) -> Iterator[Problem]:
 def check_transport(config: Config, given: Given) -> Iterator[Problem]:
     """A way for weights that there can be between these two."""
     choice = config.cluster.weight_transport
-    if choice in ("auto", "memory") or not draws(config) or given.purpose == "evaluate":
+    if choice in ("auto", "memory") or not draws(config) or given.purpose != "train":
         return
     ipc, gpus = choice == "ipc", {config.learner.gpus > 0, config.generator.gpus > 0}
     shared, stage = shares_gpus(config) and gpus == {True}, zero_stage(config.learner, config.model.dtype)

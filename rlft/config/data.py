@@ -47,6 +47,9 @@ class DataConfig(Section):
     """A new order each epoch, a function of run.seed; otherwise the order of the file."""
 
 
+TextMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu"]
+
+
 class EvaluationConfig(Section):
     """evaluation: accuracy and pass@k on held-out prompts, with the run's generator and rewards; for what learns from
     data, likelihood (`sft`) or accuracy (pairs) on held-out rows."""
@@ -58,11 +61,18 @@ class EvaluationConfig(Section):
     every: int = Field(default=0, ge=0)
     """Evaluate every so many steps; 0: only before the first and after the last step."""
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Completions per prompt, k of pass@k. More than 1 needs a temperature above 0."""
+    """Completions per prompt, the largest k of pass@k; 2, 4, 8 ... below it are reported too. More than 1 needs a
+    temperature above 0."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 takes the most likely token."""
     pass_threshold: float = 1.0
     """A completion passes when its reward is at least this."""
+    metrics: list[TextMetric] = []
+    """Compare completions with reference_column too. `exact_match` and `f1` (of words): without case, punctuation and
+    a, an, the, as in SQuAD. `rouge1`, `rouge2`, `rougeL`: F-measures. `bleu`: of all completions together, 0 to 100.
+    ROUGE and BLEU need `pip install 'rlft[eval]'`."""
+    reference_column: str | None = None
+    """For metrics: the column with the right text, or a list of right texts of which the best counts."""
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether to evaluate after so many of `steps` steps."""

@@ -126,6 +126,8 @@ def _words(annotation: Any) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(arg) for arg in args)
     if origin in (Union, types.UnionType):
         return " or ".join(_words(arg) for arg in args)
+    if origin is list and get_origin(args[0]) is Literal:
+        return f"a list of any of {', '.join(map(str, get_args(args[0])))}"
     if origin is list:
         return "a list of sections" if section_in(annotation) else f"a list of {_plural(args[0])}"
     if origin is tuple:

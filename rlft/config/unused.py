@@ -20,6 +20,7 @@ _DRAWING = (  # what only drawn samples need
     "generator.*", "environment.*", "rewards.*", "critic.*", "loop.max_staleness", "loop.in_flight",
     "loop.probe_*", "loop.mismatch_*", "cluster.layout", "cluster.weight_transport", "tracking.rollouts_every",
     "evaluation.samples_per_prompt", "evaluation.temperature", "evaluation.pass_threshold",
+    "evaluation.metrics", "evaluation.reference_column",
 )  # fmt: skip
 _ROWS = {  # columns, by the rows that they are of
     "examples": ("data.completion_column", "data.document_column", "data.train_on"),
