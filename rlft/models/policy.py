@@ -181,6 +181,11 @@ def check_packed(
     finally:
         model.set_attn_implementation(ATTENTION)
     expected = torch.cat([whole[0][:5], whole[0][5:], whole[1][5:]]).float()
+    if not bool(torch.isfinite(expected).all()):
+        raise UserError(
+            f"model.path: {name} gives numbers that are not finite: its weights are damaged, or too large for "
+            f"{found.dtype}"
+        )
     difference = float((found.float() - expected).norm() / expected.norm().clamp(min=1e-12))
     limit = 1e-3 if found.dtype == torch.float32 else 0.05
     if not difference <= limit:
