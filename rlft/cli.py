@@ -276,6 +276,8 @@ def _golden(args: argparse.Namespace, overrides: list[str]) -> int:
     print(result.lines)
     for reason in result.reasons:
         print(f"NOT FINE  {reason}")
+    if not result.reasons:
+        print("fine: nothing got worse, nothing that must pass fails, no threshold was missed")
     return GOT_WORSE if result.reasons else 0
 
 

@@ -97,7 +97,7 @@ def read_golden(path: str) -> tuple[GoldenFile, list[str]]:
         told += _check(golden)
         if not told:
             return golden, [f"{file.name}:{lines[('cases', i)]}" for i in range(len(cases))]
-    raise golden_error(file, [(_line(at, lines), f"{dotted(at)}: {text}") for at, text in told])
+    raise golden_error(file, [(_line(at, lines), f"{_key(at, tree)}: {text}") for at, text in told])
 
 
 def golden_error(file: Path, problems: list[tuple[int, str]]) -> UserError:
@@ -158,6 +158,15 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice:
         raise ValueError(f"the key {twice[0]} is there twice")
     return dict(pairs)
+
+
+def _key(at: KeyPath, tree: dict[str, Any]) -> str:
+    """The key, and the name of the case that it is in: `cases.3.regex (capital)`."""
+    if at[0] != "cases" or len(at) < 2:
+        return dotted(at)
+    case, number = tree["cases"][at[1]], int(at[1])
+    name = case.get("name") if isinstance(case, dict) else None
+    return f"{dotted(at)} ({name if isinstance(name, str) else f'case {number + 1}'})"
 
 
 def _line(at: KeyPath, lines: Lines) -> int:
