@@ -83,6 +83,5 @@ def measure_perplexity(target: str, overrides: Sequence[str] = ()) -> dict[str, 
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
     scorer = FrozenScorer(found.model(found.device), 1.0, budget, chunk, found.device)
     metrics = perplexity(scorer, examples.examples, tokenizer)
-    first = settings.max_rows is not None and metrics["eval/examples"] == settings.max_rows
-    limit = f"; the first {settings.max_rows} rows (evaluation.max_rows)" if first else ""
+    limit = f"; at most the first {settings.max_rows} rows (evaluation.max_rows)" if settings.max_rows else ""
     return {"model": str(found.folder), "data": examples.description + limit} | metrics

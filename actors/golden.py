@@ -42,7 +42,8 @@ def compare(target: str, path: str, against: str | None = None, overrides: Seque
     golden = load_golden(path, now.config.generator.max_new_tokens)
     base = _base(now, against)
     prepare(now.config, now.config.generator.gpus)
-    lines = [f"golden set {path}: {len(golden.cases)} cases, answered greedily", f"  base  {base.folder}"]
+    num = len(golden.cases)
+    lines = [f"golden set {path}: {num} case{'' if num == 1 else 's'}, answered greedily", f"  base  {base.folder}"]
     lines.append(f"  now   {now.folder}")
     if now.config.environment is not None:
         lines.append("  the run's environment takes no part: each case is one turn")

@@ -30,7 +30,9 @@ _HERE = [  # whatever shared the work of the run: here it is one process
     "--cluster.mode=inline", "--generator.num_actors=1", "--rewards.num_actors=1", "--scorer.num_actors=1",
     "--learner.num_ranks=1", "--critic.num_ranks=1", "--teacher.num_actors=1", "--cluster.weight_transport=memory",
 ]  # fmt: skip
-_ALONE = ["--data.path=null", "--evaluation.path=null"]  # a model that is scored alone needs no file of its run
+_ALONE = [  # a model that is scored alone needs no file of its run
+    "--data.path=null", "--evaluation.path=null", "--rewards.functions=[]",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

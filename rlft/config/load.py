@@ -78,7 +78,8 @@ def _checked(
     section, found = _validate(root, tree)
     problems += found
     if section is not None:
-        touched = {key for problem in problems for key in (problem.key, suggest(problem.key, root) or "") if key}
+        wrong = {problem.key for problem in problems} | {re.sub(r"\.\d+$", "", problem.key) for problem in problems}
+        touched = {key for name in wrong for key in (name, suggest(name, root) or "") if key}
         problems += [problem for problem in check(section) if not _follows(problem, touched)]
     if problems or section is None:
         raise UserError(_message(problems, origins, file))

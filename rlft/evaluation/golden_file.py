@@ -132,7 +132,7 @@ def _read(file: Path) -> tuple[dict[str, Any], Lines]:
 def _json_lines(file: Path, text: str) -> tuple[dict[str, Any], Lines]:
     """One case a line; a line without a prompt holds threshold and groups."""
     tree, lines = {"cases": []}, Lines()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -9,6 +9,8 @@ import pytest
 
 from actors.evaluate import evaluate
 from rlft import cli
+from rlft.errors import UserError
+from rlft.evaluation import text_metrics
 from rlft.runs.metrics import read_metrics
 from tests.running import GRPO, SFT, changed, fails, rlft, succeeds, train_here, write_config, write_files
 
@@ -153,3 +155,11 @@ def test_a_supervised_run_is_compared_with_text_alone(
     assert {"eval/rouge1", "eval/f1", "eval/length_mean"} <= found.keys()
     assert "eval/accuracy" not in found
     assert found["rewards"].startswith("none")
+
+
+def test_a_missing_package_is_told_before_anything_starts(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_metrics, "find_spec", lambda module: None)
+    metrics = {"evaluation.metrics": ["bleu"], "evaluation.reference_column": "answer"}
+    with pytest.raises(UserError, match=r"bleu cannot be computed, because sacrebleu is not installed here"):
+        train_here(task, write_config(task, "without", GRPO, {**EVALUATED, **metrics}))
+    assert not (task / "runs" / "without").exists()

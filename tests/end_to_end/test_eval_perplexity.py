@@ -57,7 +57,7 @@ def test_a_run_a_checkpoint_and_a_plain_folder(
     trained = measured(capsys, "runs/sft", *more)
     checkpoint = Path("runs/sft/checkpoints/step-000020")
     assert trained["model"] == str(checkpoint)
-    assert trained["data"].endswith("the first 30 rows (evaluation.max_rows)")
+    assert trained["data"].endswith("at most the first 30 rows (evaluation.max_rows)")
     assert measured(capsys, str(checkpoint), *more) == trained
     base = measured(capsys, "runs/sft/model", *more, "--data.completion_column", "answer")
     for folder, found in ((checkpoint, trained), (Path("runs/sft/model"), base)):

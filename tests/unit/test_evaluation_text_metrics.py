@@ -156,6 +156,13 @@ def test_keys_that_do_not_go_together(changes, said):
     assert said in str(error.value)
 
 
+def test_a_misspelt_metric_is_one_problem():
+    changes = {"evaluation.metrics": ["rougel"], "evaluation.reference_column": "a"}
+    with pytest.raises(UserError) as error:
+        load_config(BASE, changes)
+    assert "has no effect" not in str(error.value) and "problems" not in str(error.value)
+
+
 def test_who_only_evaluates_may_do_without_rewards():
     changes = {"rewards.functions": [], "evaluation.metrics": ["f1"], "evaluation.reference_column": "a"}
     assert load_config(BASE, changes, purpose="evaluate").evaluation.metrics == ["f1"]
