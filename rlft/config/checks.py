@@ -297,6 +297,12 @@ def check_data(config: Config, given: Given) -> Iterator[Problem]:
         yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")
     if given.has_dataset and config.data.path is not None:
         yield Problem("data.path", f'"{config.data.path}" would be ignored, because dataset= was passed; keep one')
+    if config.data.too_long == "truncate" and config.algorithm.type != "sft":
+        yield Problem(
+            "data.too_long",
+            "truncate cuts completions, and algorithm.type is not sft: a prompt that is cut asks something else; "
+            "expected error or drop",
+        )
 
 
 def check_places(config: Config, _: Given) -> Iterator[Problem]:

@@ -31,8 +31,9 @@ class DataConfig(Section):
     train_on: Literal["assistant", "last", "everything"] = "assistant"
     """For SFT, what is learned: every answer of a conversation, its last alone, or all tokens, the prompt's too. Of
     plain text, `assistant` and `last` are the completion."""
-    too_long: Literal["error", "drop"] = "error"
-    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it, and for SFT with an
+    example that does not fit the window: stop, leave it out, or (SFT) cut the completion where the window ends."""
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     shuffle: bool = True

@@ -15,14 +15,19 @@ import numpy as np
 
 from rlft.config.data import DataConfig
 from rlft.data.documents import document_examples
+from rlft.data.fitting import fit_examples
 from rlft.data.order import batch_indices
-from rlft.data.prompts import check_fit, conversation, load_rows, render, require_template, tokenize, wants_chat
+from rlft.data.prompts import conversation, load_rows, render, require_template, tokenize, wants_chat
+from rlft.data.reading import Rows
 from rlft.data.shapes import DataShape, completion_text, detect_shape, last_assistant_turn, prompt_text
 from rlft.errors import UserError
 from rlft.samples import Group, Prompt, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ONLY_THE_END = "Only the end of a turn could be learned there. Mend or delete that row."
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,14 @@ def load_examples(
     if shape.kind == "document":
         examples, note = document_examples(read, shape, data, tokenizer, window)
         return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    examples, note = fit_examples(make_examples(read, shape, data, tokenizer, end), tokenizer, window, data.too_long)
+    return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+
+
+def make_examples(
+    read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase, end: AbstractSet[int]
+) -> list[Group]:
+    """One example for each row, however long. See load_examples; for rows that are no documents."""
     chat = wants_chat(data, shape)
     if chat:
         require_template(tokenizer)
@@ -96,16 +109,15 @@ def load_examples(
             mask = np.arange(len(token_ids)) > 0  # nothing says what the first should be
         text = tokenizer.decode(token_ids[len(ids[0]) :], skip_special_tokens=True) if chat else talk.pieces[1].text
         examples.append(Group(prompt, (Sample.given(token_ids, mask, str(text)),)))
-    lengths = [len(group.samples[0].token_ids) for group in examples]
-    too_long = [(read.places[i], length) for i, length in enumerate(lengths) if length > window]
-    note = check_fit(too_long, len(examples), window, drop=data.too_long == "drop", limit="the model's window")
-    kept = [group for group, length in zip(examples, lengths, strict=True) if length <= window]
-    return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    return examples
 
 
 def _plain(row: Mapping[str, Any], place: str, shape: DataShape) -> Talk:
     """Prompt and completion as they are."""
-    return Talk([Piece(prompt_text(row, place, shape), False), Piece(completion_text(row, place, shape), True)], None)
+    prompt, answer = prompt_text(row, place, shape), completion_text(row, place, shape)
+    if not answer:
+        raise UserError(f"{place}: the completion in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
+    return Talk([Piece(prompt, False), Piece(answer, True)], None)
 
 
 def _chat(
@@ -119,6 +131,9 @@ def _chat(
     numbers = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
     if data.train_on == "last":
         numbers = numbers[-1:]
+    if (empty := next((i for i in numbers if not turns[i]["content"].strip()), None)) is not None:
+        which = "completion" if empty == len(turns) - 1 else f"answer in message {empty + 1}"
+        raise UserError(f"{place}: the {which} in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
     whole = render(tokenizer, turns, place, answer=True)
     pieces, at = list[Piece](), 0
     for i in numbers:

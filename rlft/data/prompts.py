@@ -59,6 +59,28 @@ def load_prompts(
     """
     read = load_rows(data, rows, path)
     shape = detect_shape(read, prompt_column=data.prompt_column, completion_column=None, need_completion=False)
+    prompts = make_prompts(read, shape, data, tokenizer, tools)
+    room = window - max_new_tokens
+    too_long = [(prompt.id, len(prompt.token_ids)) for prompt in prompts if len(prompt.token_ids) > room]
+    note = check_fit(
+        too_long,
+        len(prompts),
+        room,
+        drop=data.too_long == "drop",
+        limit=f"window {window} - max_new_tokens {max_new_tokens}",
+    )
+    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
+    return PromptSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+
+
+def make_prompts(
+    read: Rows,
+    shape: DataShape,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tools: list[dict[str, Any]] | None = None,
+) -> list[Prompt]:
+    """One prompt for each row, however long. See load_prompts."""
     if wants_chat(data, shape):
         require_template(tokenizer)
         talks = [conversation(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
@@ -78,17 +100,7 @@ def load_prompts(
             raise UserError(
                 f"{prompt.id}: the prompt in column {shape.prompt_column!r} is empty. Mend or delete that row."
             )
-    room = window - max_new_tokens
-    too_long = [(prompt.id, len(prompt.token_ids)) for prompt in prompts if len(prompt.token_ids) > room]
-    note = check_fit(
-        too_long,
-        len(prompts),
-        room,
-        drop=data.too_long == "drop",
-        limit=f"window {window} - max_new_tokens {max_new_tokens}",
-    )
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
-    return PromptSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    return prompts
 
 
 def load_rows(data: DataConfig, rows: Iterable[Any] | None, path: str | None = None) -> Rows:
@@ -197,9 +209,12 @@ def tokenize(
     return ids
 
 
-def check_fit(too_long: Sequence[tuple[str, int]], num_rows: int, room: int, *, drop: bool, limit: str) -> str:
+def check_fit(
+    too_long: Sequence[tuple[str, int]], num_rows: int, room: int, *, drop: bool, limit: str, examples: bool = False
+) -> str:
     """What to add to the description about rows with more than `room` tokens, given as (place, tokens). Raises
-    UserError when there are any and they may not be dropped, or when nothing would be left."""
+    UserError when there are any and they may not be dropped, or when nothing would be left. `examples`: they have their
+    completions in them, which may be cut."""
     if not too_long:
         return ""
     first = ", ".join(f"{place} ({length} tokens)" for place, length in too_long[:3])
@@ -207,8 +222,11 @@ def check_fit(too_long: Sequence[tuple[str, int]], num_rows: int, room: int, *, 
     if drop and len(too_long) < num_rows:
         return f"; {len(too_long)} dropped as too long (more than {room} tokens)"
     what = "All rows are" if len(too_long) == num_rows else f"{len(too_long)} of {num_rows} rows are"
-    ways = [] if drop or len(too_long) == num_rows else ["set data.too_long to drop"]
-    ways += ["use a model with a larger window (model.tiny.max_length for tiny models)", "ask for fewer new tokens"]
+    can_drop, can_cut = not drop and len(too_long) < num_rows, examples and not drop
+    settings = [way for way, helps in (("drop", can_drop), ("truncate", can_cut)) if helps]
+    ways = [f"set data.too_long to {' or '.join(settings)}"] if settings else []
+    ways += ["use a model with a larger window (model.tiny.max_length for tiny models)"]
+    ways += [] if examples else ["ask for fewer new tokens"]
     raise UserError(
         f"{what} too long: {first}{' ...' if len(too_long) > 3 else ''}; the longest has {longest} tokens, and there "
         f"is room for {max(room, 0)} ({limit}). To mend it: {'; or '.join(ways)}."
