@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlft import __version__
+from rlft.cli_data import add_data
 from rlft.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Fine-tune language models with reinforcement learning.
   rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
   rlft train configs/x.yaml           train as the file says
   rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint
+  rlft data inspect train.jsonl       what a run would make of a data file, and which rows it would refuse
   rlft config show configs/x.yaml     the complete configuration, defaults included
 """
 OVERRIDES = """\
@@ -132,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_quickstart(commands)
     _add_train(commands)
     _add_eval(commands)
+    add_data(commands, SHAPE)
     _add_config(commands)
     return parser
 

@@ -15,7 +15,7 @@ from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused import check_unused
 
-Purpose = Literal["train", "evaluate"]
+Purpose = Literal["train", "evaluate", "inspect"]
 
 
 class Given(NamedTuple):
@@ -47,7 +47,8 @@ def find_problems(
 ) -> list[Problem]:
     """The same, with the key apart, so that load_config can say where it stands."""
     given = Given(purpose, need_data, has_rewards, has_dataset)
-    return [problem for check in CHECKS for problem in check(config, given)]
+    checks = CHECKS_OF_DATA if purpose == "inspect" else CHECKS
+    return [problem for check in checks for problem in check(config, given)]
 
 
 def notes(config: Config) -> list[str]:
@@ -336,3 +337,4 @@ CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
     check_places,
     check_no_effect,
 )
+CHECKS_OF_DATA = (check_data, lambda config, _: check_paths(config))

@@ -38,9 +38,9 @@ def load_config(
     """The configuration in a YAML file, a mapping or a Config, with overrides on top.
 
     Overrides are words as on the command line (`["--loop.steps", "3"]`, `["loop.steps=3"]`) or a mapping
-    (`{"loop.steps": 3}`). `purpose` "evaluate" leaves out what only training cares about; `need_data` makes an empty
-    data.path an error; `has_rewards` and `has_dataset` say that the caller brings them from Python. Raises UserError
-    with every problem at once.
+    (`{"loop.steps": 3}`). `purpose` "evaluate" leaves out what only training cares about, "inspect" what data do not
+    care about; `need_data` makes an empty data.path an error; `has_rewards` and `has_dataset` say that the caller
+    brings them from Python. Raises UserError with every problem at once.
     """
     tree, origins, problems, file = _read(source)
     problems += apply_overrides(tree, origins, overrides)

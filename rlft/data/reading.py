@@ -123,22 +123,27 @@ def _json_lines(file: Path, lines: Iterable[str], max_rows: int | None) -> Rows:
             break
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(
-                f"{file}, line {number} is not valid JSON: {what}. Found: {_excerpt(line)}. "
-                "Expected one JSON object per line; mend or delete that line."
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{file}, line {number} is {_kind(row)}: {_excerpt(line)}. "
-                'Expected a JSON object with named columns, like {"prompt": "..."}.'
-            )
-        rows.append(row)
+        rows.append(parse_line(file, number, line))
         places.append(f"{file.name}:{number}")
     return Rows(rows, places, str(file))
+
+
+def parse_line(file: Path, number: int, line: str) -> dict[str, Any]:
+    """The row in one line of JSON. Raises UserError that names the line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(
+            f"{file}, line {number} is not valid JSON: {what}. Found: {_excerpt(line)}. "
+            "Expected one JSON object per line; mend or delete that line."
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{file}, line {number} is {_kind(row)}: {_excerpt(line)}. "
+            'Expected a JSON object with named columns, like {"prompt": "..."}.'
+        )
+    return row
 
 
 def _json(file: Path, text: str, max_rows: int | None) -> Rows:
