@@ -152,8 +152,9 @@ def layout_of(read: Rows, plan: Plan) -> str:
     if plan.shape.kind == "document":
         return "documents (continued pretraining)"
     if plan.shape.kind == "messages":
-        first = next((row[plan.shape.prompt_column] for row in read.rows if row.get(plan.shape.prompt_column)), [{}])
-        sharegpt = isinstance(first[0], Mapping) and "from" in first[0]
+        talks = [row.get(plan.shape.prompt_column) for row in read.rows]
+        first = next((talk[0] for talk in talks if isinstance(talk, list | tuple) and talk), None)
+        sharegpt = isinstance(first, Mapping) and "from" in first
         return "ShareGPT conversations (from, value)" if sharegpt else "messages (role, content)"
     if plan.shape.prompt_column == "instruction":
         return "Alpaca (instruction, input, output)"
