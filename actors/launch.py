@@ -15,8 +15,7 @@ from rlft.config import Config, derived
 from rlft.config.data import DataConfig
 from rlft.config.derived import environment_weight, weight_transport
 from rlft.config.load import dump_config
-from rlft.data.examples import load_examples
-from rlft.data.prompts import PromptSet, load_prompts
+from rlft.data.sources import Prompts, all_examples, all_prompts, with_sources
 from rlft.data.tokenizer import end_tokens, load_tokenizer
 from rlft.engines.build import check_engine
 from rlft.environments.build import configured_environment, make_turns
@@ -92,7 +91,8 @@ def _on_policy(
     environment: BoundEnvironment | None, dataset: Any,
 ) -> RunResult:  # fmt: skip
     prompts = _prompts(config, tokenizer, config.data, environment, rows=dataset)
-    rewards.check_columns(prompts.prompts[0].columns)
+    for first in prompts.firsts:
+        rewards.check_columns(first.columns)
     evaluation = load_evaluation(config, tokenizer, environment)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
@@ -106,7 +106,7 @@ def _on_policy(
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
     path = str(config.model.path)
-    examples = load_examples(
+    examples = all_examples(
         config.data, tokenizer, window=window(path), seed=config.run.seed, end=end_tokens(path, tokenizer), rows=dataset
     )
     with Run(folder, config, tokenizer, console) as run:
@@ -127,14 +127,15 @@ def _result(run: Run, evaluation: Evaluation | None) -> RunResult:
 def _prompts(
     config: Config, tokenizer: Any, data: DataConfig, environment: BoundEnvironment | None, rows: Any = None,
     path: str | None = None,
-) -> PromptSet:  # fmt: skip
-    prompts = load_prompts(
+) -> Prompts:  # fmt: skip
+    prompts = all_prompts(
         data, tokenizer, window=derived.window(config, window(str(config.model.path))),
         max_new_tokens=config.generator.max_new_tokens,
         seed=config.run.seed, rows=rows, path=path, tools=environment.tools if environment else None,
     )  # fmt: skip
     if environment is not None:
-        make_turns(config, environment).check(chat=prompts.prompts[0].messages is not None)
+        for first in prompts.firsts:
+            make_turns(config, environment).check(chat=first.messages is not None)
     return prompts
 
 
@@ -143,8 +144,10 @@ def load_evaluation(config: Config, tokenizer: Any, environment: BoundEnvironmen
     settings = config.evaluation
     if settings.path is None:
         return None
-    data = config.data.model_copy(update={"max_rows": settings.max_rows, "shuffle": False})
-    prompts = _prompts(config, tokenizer, data, environment, path=settings.path).prompts
+    alone = {"mixture": [], "streaming": False, "shuffle": False}
+    data = config.data.model_copy(update={"max_rows": settings.max_rows, **alone})
+    held_out = _prompts(config, tokenizer, data, environment, path=settings.path)
+    prompts = with_sources(held_out.take(0, len(held_out)), settings.source_column)
     params = replace(sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature)
     return Evaluation(prompts, params, config.run.seed, settings)
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rlft.errors import UserError
 
 if TYPE_CHECKING:
     from rlft.config import Config
+    from rlft.config.data import DataConfig
     from rlft.data.inspect_rows import ModelLimits, Purpose
 
 ABOUT = """\
@@ -47,26 +49,58 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError(f"--rows: found {args.rows}, expected at least 0")
     is_config = args.model is not None and args.model.endswith((".yaml", ".yml"))
     config = _config(args, overrides, is_config)
-    if config.data.path is None:
+    if config.data.path is None and not config.data.mixture:
         raise UserError("no data file: give one, rlft data inspect FILE, or a configuration with data.path as --model")
+    purpose, usable = _purpose(config, is_config), list[int]()
+    with ExitStack() as stack:
+        model = _limits(config, purpose, stack)
+        for data, template in _sources(config):
+            if usable:
+                print(f"\n{'-' * 80}\n")
+            usable.append(_look_at(data, purpose, _with_template(model, template), args.rows))
+    if config.data.mixture and all(usable):
+        from rlft.data.mixture import shares_of
+
+        shares = shares_of(config.data, usable)
+        parts = [f"{x.label} {share / sum(shares):.4g}" for x, share in zip(config.data.mixture, shares, strict=True)]
+        print(f"\nShares of the mixture: {', '.join(parts)}")
+    return 0 if all(usable) else 2
+
+
+def _sources(config: Config) -> list[tuple[DataConfig, str | None]]:
+    """Each source as a data section of its own, and its chat template if that is not the model's."""
+    if not config.data.mixture:
+        return [(config.data, None)]
+    from rlft.data.mixture import data_of
+
+    return [(data_of(config.data, source), source.chat_template) for source in config.data.mixture]
+
+
+def _look_at(data: DataConfig, purpose: Purpose | None, model: ModelLimits | None, num_examples: int) -> int:
+    """Show one file; the number of rows that can be used, 0 when a run would refuse them."""
     from rlft.data.inspect import inspect_rows
     from rlft.data.inspect_text import print_inspection
     from rlft.data.lenient import read_leniently
 
-    with ExitStack() as stack:
-        purpose = _purpose(config, is_config)
-        model = _limits(config, purpose, stack)
-        read, bad = read_leniently(config.data.path, split=config.data.split, max_rows=config.data.max_rows)
-        found = inspect_rows(read, bad, config.data, purpose=purpose, model=model, num_examples=args.rows)
+    read, bad = read_leniently(str(data.path), split=data.split, max_rows=data.max_rows)
+    found = inspect_rows(read, bad, data, purpose=purpose, model=model, num_examples=num_examples)
     print_inspection(found, sys.stdout)
-    return 0 if found.usable else 2
+    return found.num_usable if found.usable else 0
+
+
+def _with_template(model: ModelLimits | None, template: str | None) -> ModelLimits | None:
+    if model is None or template is None:
+        return model
+    from rlft.data.tokenizer import with_chat_template
+
+    return replace(model, tokenizer=with_chat_template(model.tokenizer, template))
 
 
 def _config(args: argparse.Namespace, overrides: list[str], is_config: bool) -> Config:
     from rlft.config.load import load_config
 
     source = args.model if is_config else {} if args.model is None else {"model": {"path": args.model}}
-    given = [] if args.file is None else [f"--data.path={args.file}"]
+    given = [] if args.file is None else [f"--data.path={args.file}", "--data.mixture=[]"]
     return load_config(source, given + overrides, purpose="inspect")
 
 

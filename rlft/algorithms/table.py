@@ -26,7 +26,7 @@ from rlft.algorithms.policy import (
     vespo_loss,
 )
 from rlft.algorithms.preference import PREFERENCE_LOSSES
-from rlft.algorithms.statistics import Stats, mean_of
+from rlft.algorithms.statistics import Stats, mean_of, means_by_source
 from rlft.algorithms.users import load_loss
 from rlft.batch import Pack
 from rlft.config.algorithm import AlgorithmConfig, Correction
@@ -195,4 +195,7 @@ def preference(settings: AlgorithmConfig) -> Loss:
 def sft(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
     """Supervised fine-tuning: the negative log-likelihood of each trained token."""
     nll = -scores.logprobs
-    return (nll * pack.weights).sum(), {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}
+    by_source = means_by_source("sft/nll", nll, pack.sample_of, pack.sources)
+    return (nll * pack.weights).sum(), {
+        "sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy), **by_source,
+    }  # fmt: skip

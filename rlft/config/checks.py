@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS
+from rlft.config.checks_mixture import check_mixture
 from rlft.config.derived import draws, generator_engine, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
@@ -53,7 +54,7 @@ def find_problems(
 
 def notes(config: Config) -> list[str]:
     """What is not wrong but must be known before the run starts."""
-    if config.data.path is None:
+    if config.data.path is None and not config.data.mixture:
         return ["data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)"]
     return []
 
@@ -294,10 +295,13 @@ def check_run(config: Config, _: Given) -> Iterator[Problem]:
 
 def check_data(config: Config, given: Given) -> Iterator[Problem]:
     """Rows to train on, from one place only."""
-    if given.need_data and config.data.path is None and not given.has_dataset:
+    yield from check_mixture(config, given.has_dataset)
+    if given.need_data and config.data.path is None and not config.data.mixture and not given.has_dataset:
         yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")
     if given.has_dataset and config.data.path is not None:
         yield Problem("data.path", f'"{config.data.path}" would be ignored, because dataset= was passed; keep one')
+    if given.has_dataset and config.data.streaming:
+        yield Problem("data.streaming", "has no effect, because dataset= was passed and is in memory; take it out")
     if config.data.too_long == "truncate" and config.algorithm.type != "sft":
         yield Problem(
             "data.too_long",

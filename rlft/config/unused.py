@@ -44,6 +44,11 @@ RULES = (
         ("data.completion_column", "data.document_column", "data.train_on"),
         "algorithm.type is not sft, so completions are drawn and not read",
     ),
+    Rule(
+        lambda config: not config.data.mixture,
+        ("data.mixture_temperature",),
+        "data.mixture is empty, so nothing is mixed",
+    ),
     *ALGORITHM_RULES,
     Rule(
         lambda config: config.evaluation.path is None,

@@ -16,7 +16,7 @@ import numpy as np
 from rlft.config.data import DataConfig
 from rlft.data.documents import document_examples
 from rlft.data.fitting import fit_examples
-from rlft.data.order import batch_indices
+from rlft.data.order import row_indices
 from rlft.data.prompts import conversation, load_rows, render, require_template, tokenize, wants_chat
 from rlft.data.reading import Rows
 from rlft.data.shapes import DataShape, completion_text, detect_shape, last_assistant_turn, prompt_text
@@ -34,15 +34,23 @@ ONLY_THE_END = "Only the end of a turn could be learned there. Mend or delete th
 class ExampleSet:
     """Examples in the order of the file, each a group of one sample, and the order in which to use them."""
 
-    examples: list[Group]
+    examples: Sequence[Group]
     description: str  # one line for people: which columns, how many rows
     seed: int
     shuffle: bool
 
     def batch(self, step: int, num_examples: int) -> list[Group]:
         """The examples of one step (from 0): a pure function of seed and step, as in PromptSet.batch."""
-        order = batch_indices(len(self.examples), step, num_examples, seed=self.seed, shuffle=self.shuffle)
+        return self.take(step * num_examples, num_examples)
+
+    def take(self, first: int, count: int) -> list[Group]:
+        """`count` examples from place `first` of an endless order, as in PromptSet.take."""
+        order = row_indices(len(self.examples), first, count, seed=self.seed, shuffle=self.shuffle)
         return [self.examples[i] for i in order]
+
+    def __len__(self) -> int:
+        """Examples of an epoch."""
+        return len(self.examples)
 
 
 class Piece(NamedTuple):
@@ -85,11 +93,11 @@ def load_examples(
     if shape.kind == "document":
         examples, note = document_examples(read, shape, data, tokenizer, window)
         return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
-    examples, note = fit_examples(make_examples(read, shape, data, tokenizer, end), tokenizer, window, data.too_long)
+    examples, note = fit_examples(worked_examples(read, shape, data, tokenizer, end), tokenizer, window, data.too_long)
     return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
 
 
-def make_examples(
+def worked_examples(
     read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase, end: AbstractSet[int]
 ) -> list[Group]:
     """One example for each row, however long. See load_examples; for rows that are no documents."""

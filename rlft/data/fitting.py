@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlft.data.prompts import check_fit
 from rlft.errors import UserError
-from rlft.samples import Group
+from rlft.samples import Group, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,16 +37,19 @@ def fit_examples(
 
 
 def num_tokens(group: Group) -> int:
-    """Tokens of an example, prompt and completion."""
-    return len(group.samples[0].token_ids)
+    """Tokens of an example, prompt and completion; of several completions, with the longest."""
+    return max(len(sample.token_ids) for sample in group.samples)
 
 
 def cut_example(group: Group, tokenizer: PreTrainedTokenizerBase, window: int) -> Group:
     """The example as it is when it fits; else its first `window` tokens, without an end. Raises UserError when nothing
     that is learned is among those."""
-    (sample,) = group.samples
+    return group.with_samples([_cut(sample, group, tokenizer, window) for sample in group.samples])
+
+
+def _cut(sample: Sample, group: Group, tokenizer: PreTrainedTokenizerBase, window: int) -> Sample:
     if len(sample.token_ids) <= window:
-        return group
+        return sample
     ids, mask, size = sample.token_ids[:window], sample.loss_mask[:window], len(group.prompt.token_ids)
     if not mask.any() or size >= window:
         raise UserError(
@@ -55,7 +58,7 @@ def cut_example(group: Group, tokenizer: PreTrainedTokenizerBase, window: int) -
             "window (model.tiny.max_length for tiny models)."
         )
     text = str(tokenizer.decode(ids[size:], skip_special_tokens=True))
-    kept = replace(
+    return replace(
         sample,
         token_ids=ids,
         loss_mask=mask,
@@ -64,4 +67,3 @@ def cut_example(group: Group, tokenizer: PreTrainedTokenizerBase, window: int) -
         finish_reason="length",
         text=text,
     )
-    return group.with_samples([kept])

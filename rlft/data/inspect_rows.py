@@ -17,7 +17,7 @@ import numpy as np
 
 from rlft.config.data import DataConfig
 from rlft.data.documents import check_settings, document_examples
-from rlft.data.examples import ONLY_THE_END, make_examples
+from rlft.data.examples import ONLY_THE_END, worked_examples
 from rlft.data.inspect_pairs import answered_rows, detect_pairs
 from rlft.data.prompts import conversation, make_prompts, require_template, wants_chat
 from rlft.data.reading import Rows
@@ -263,7 +263,7 @@ def _tokens(
     if shape.kind == "document":
         group = document_examples(read, shape, data, model.tokenizer, window=1 << 40)[0][0]
     else:
-        group = make_examples(read, shape, data, model.tokenizer, model.end)[0]
+        group = worked_examples(read, shape, data, model.tokenizer, model.end)[0]
     return group.samples[0], len(group.prompt.token_ids)
 
 

@@ -28,7 +28,7 @@ Conversation = list[dict[str, str]]
 class PromptSet:
     """Prompts in the order of the file, and the order in which to use them."""
 
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     description: str  # one line for people: which column, how many rows
     seed: int
     shuffle: bool
@@ -38,6 +38,15 @@ class PromptSet:
         ends of epochs."""
         order = row_indices(len(self.prompts), first, count, seed=self.seed, shuffle=self.shuffle)
         return [self.prompts[i] for i in order]
+
+    def __len__(self) -> int:
+        """Prompts of an epoch."""
+        return len(self.prompts)
+
+    @property
+    def firsts(self) -> list[Prompt]:
+        """The first prompt of each source: here of the only one."""
+        return [self.prompts[0]]
 
 
 def load_prompts(
@@ -112,10 +121,10 @@ def load_rows(data: DataConfig, rows: Iterable[Any] | None, path: str | None = N
         read = read_rows(path, split=data.split, max_rows=data.max_rows)
     else:
         raise UserError("data.path is empty. Give a data file, for instance --data.path train.jsonl, or pass dataset=.")
-    return replace(read, rows=[_with_ground_truth(row) for row in read.rows])
+    return replace(read, rows=[with_ground_truth(row) for row in read.rows])
 
 
-def _with_ground_truth(row: dict[str, Any]) -> dict[str, Any]:
+def with_ground_truth(row: dict[str, Any]) -> dict[str, Any]:
     """verl's rows keep the right answer inside the column reward_model; reward functions look for it in a column."""
     inside = row.get("reward_model")
     if "ground_truth" in row or not isinstance(inside, Mapping) or "ground_truth" not in inside:

@@ -1,0 +1,55 @@
+"""What must hold between the sources of data.mixture, and between them and other keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rlft.config.problems import Problem
+from rlft.config.schema import Config
+
+_FOR_SFT = ("completion_column", "document_column", "train_on")
+
+
+def check_mixture(config: Config, has_dataset: bool = False) -> Iterator[Problem]:
+    """Rows from the sources alone, names that tell them apart, shares of one kind, keys with an effect."""
+    data, sources = config.data, config.data.mixture
+    if not sources:
+        return
+    if data.path is not None:
+        yield Problem("data.mixture", f'data.path is set too ("{data.path}"); keep one of the two')
+    if has_dataset:
+        yield Problem("data.mixture", "would be ignored, because dataset= was passed; keep one")
+    seen: dict[str, int] = {}
+    for i, source in enumerate(sources):
+        key = f"data.mixture.{i}"
+        if not source.label or "/" in source.label:
+            yield Problem(f"{key}.name", f'"{source.label}" cannot name metrics; expected a word without slashes')
+        elif source.label in seen:
+            where = f"data.mixture.{seen[source.label]}"
+            yield Problem(f"{key}.name", f'"{source.label}" is the name of {where} too; give it another name')
+        seen.setdefault(source.label, i)
+        if data.mixture_temperature is not None and source.weight != 1:
+            yield Problem(
+                f"{key}.weight",
+                f"{source.weight:g} has no effect, because data.mixture_temperature takes shares from sizes; keep one",
+            )
+        yield from _check_keys(config, i)
+
+
+def _check_keys(config: Config, i: int) -> Iterator[Problem]:
+    source = config.data.mixture[i]
+    if config.algorithm.type != "sft":
+        for name in _FOR_SFT:
+            if getattr(source, name) is not None:
+                reason = "algorithm.type is not sft, so completions are drawn and not read"
+                yield Problem(f"data.mixture.{i}.{name}", f"has no effect, because {reason}; take it out")
+        if source.too_long == "truncate":
+            yield Problem(
+                f"data.mixture.{i}.too_long",
+                "truncate cuts completions, and algorithm.type is not sft; expected error or drop",
+            )
+    if config.environment is not None and source.chat_template is not None:
+        yield Problem(
+            f"data.mixture.{i}.chat_template",
+            "an environment answers in the template of the model; expected model.chat_template for all sources",
+        )
