@@ -63,7 +63,8 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> int:
 
         shares = shares_of(config.data, usable)
         parts = [f"{x.label} {share / sum(shares):.4g}" for x, share in zip(config.data.mixture, shares, strict=True)]
-        print(f"\nShares of the mixture: {', '.join(parts)}")
+        by = "" if config.data.mixture_temperature is None else ", by usable rows"
+        print(f"\nShares of the mixture{by}: {', '.join(parts)}")
     return 0 if all(usable) else 2
 
 

@@ -6,7 +6,6 @@ inspect_text.py shows. Knows nothing about the command line.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlft.config.data import DataConfig
-from rlft.data.inspect_rows import Look, ModelLimits, Part, Plan, Problem, Purpose, Refused, look, make_plan
+from rlft.data.inspect_rows import Look, ModelLimits, Part, Plan, Problem, Purpose, Refused, digest, look, make_plan
 from rlft.data.lenient import BadLine
 from rlft.data.reading import Rows
 from rlft.data.shapes import PROMPT_COLUMNS
@@ -105,11 +104,11 @@ def inspect_rows(
     except UserError as error:
         problems.append(Problem("not understood", read.source, str(error).removeprefix(f"{read.source}: ")))
     if plan is not None:
-        looks, found = _look_at_all(read, plan, data, model)
+        looks, found = _look_at_all(read, plan, data, model, num_examples)
         problems += found
         if not looks and all(problem.effect == "dropped" for problem in problems):
             problems.append(Problem("nothing left", read.source, "all rows are too long, so no row would be left"))
-    whole = [json.dumps(row, sort_keys=True, default=str) for row in read.rows]
+    whole = (digest(json.dumps(row, sort_keys=True, default=str)) for row in read.rows)
     return Inspection(
         source=read.source,
         num_rows=len(read.rows) + len(bad_lines),
@@ -130,13 +129,13 @@ def inspect_rows(
 
 
 def _look_at_all(
-    read: Rows, plan: Plan, data: DataConfig, model: ModelLimits | None
+    read: Rows, plan: Plan, data: DataConfig, model: ModelLimits | None, num_examples: int
 ) -> tuple[list[tuple[str, Look]], list[Problem]]:
     """The rows that can be used, by place, and what is wrong with the others."""
     looks, problems = list[tuple[str, Look]](), list[Problem]()
     for row, place in zip(read.rows, read.places, strict=True):
         try:
-            seen = look(row, place, plan, data, model)
+            seen = look(row, place, plan, data, model, show=len(looks) < num_examples)
         except Refused as refused:
             problems.append(refused.problem)
             continue
@@ -226,15 +225,14 @@ def lengths_of(sizes: Sequence[int]) -> Lengths:
     return Lengths(least, float(np.median(array)), p95, most, bins)
 
 
-def _repeated(keyed: Iterable[tuple[str, str]]) -> Repeated:
+def _repeated(keyed: Iterable[tuple[bytes, str]]) -> Repeated:
     seen: dict[bytes, str] = {}
     count, first = 0, list[tuple[str, str]]()
     for key, place in keyed:
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if digest not in seen:
-            seen[digest] = place
+        if key not in seen:
+            seen[key] = place
             continue
         count += 1
         if len(first) < 3:
-            first.append((place, seen[digest]))
+            first.append((place, seen[key]))
     return Repeated(count, tuple(first))

@@ -6,6 +6,7 @@ is said here is what a run does. Without one it looks at the texts alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -85,7 +86,7 @@ class Part(NamedTuple):
 class Look(NamedTuple):
     """A row that can be used."""
 
-    prompt: str  # two rows with the same have the same prompt
+    prompt: bytes  # a digest: two rows with the same have the same prompt
     parts: tuple[Part, ...]
     cut: Problem | None  # what is done to it so that it fits
 
@@ -139,24 +140,31 @@ def _likeliest(read: Rows, data: DataConfig) -> Purpose:
     return "sft"
 
 
-def look(row: dict[str, Any], place: str, plan: Plan, data: DataConfig, model: ModelLimits | None) -> Look:
-    """What a row comes to. Raises Refused."""
+def look(
+    row: dict[str, Any], place: str, plan: Plan, data: DataConfig, model: ModelLimits | None, show: bool = True
+) -> Look:
+    """What a row comes to; without `show` the segments are left out. Raises Refused."""
     if plan.purpose in ("sft", "prompts"):
         assert plan.shape is not None
-        prompt, part, cut = _part("", row, place, plan.shape, plan.purpose, data, model)
-        return Look(prompt, (part,), cut)
+        prompt, part, cut = _part("", row, place, plan.shape, plan.purpose, data, model, show)
+        return Look(digest(prompt), (part,), cut)
     try:
         answers = answered_rows(row, place, plan.purpose, plan.columns)
     except UserError as error:
         same = "are the same" in str(error)
         raise Refused("chosen == rejected" if same else "not a pair", place, str(error)) from None
-    found = [_part(label, part, place, shape, "sft", data, model) for label, part, shape in answers]
-    return Look(found[0][0], tuple(part for _, part, _ in found), next((cut for *_, cut in found if cut), None))
+    found = [_part(label, part, place, shape, "sft", data, model, show) for label, part, shape in answers]
+    return Look(digest(found[0][0]), tuple(part for _, part, _ in found), next((cut for *_, cut in found if cut), None))
+
+
+def digest(text: str) -> bytes:
+    """Of a text that need not be kept."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _part(
     label: str, row: dict[str, Any], place: str, shape: DataShape, purpose: Purpose, data: DataConfig,
-    model: ModelLimits | None,
+    model: ModelLimits | None, show: bool,
 ) -> tuple[str, Part, Problem | None]:  # fmt: skip
     prompt, pieces, num_before = _texts(row, place, shape, purpose, data, model is None)
     names = ("document",) if shape.kind == "document" else ("prompt", label or "completion")
@@ -164,7 +172,7 @@ def _part(
     if model is None:
         sizes = [sum(len(piece.text) for piece in part) for part in (pieces[:num_before], pieces[num_before:])]
         sizes = [sum(sizes)] if shape.kind == "document" else sizes
-        return prompt, Part(label, tuple(pieces), dict(zip(names, sizes, strict=False))), None
+        return prompt, Part(label, tuple(pieces) if show else (), dict(zip(names, sizes, strict=False))), None
     try:
         sample, num_prompt = _tokens(row, place, shape, purpose, data, model)
     except UserError as error:
@@ -172,7 +180,7 @@ def _part(
         raise Refused(reason, place, str(error)) from None
     total = len(sample.token_ids)
     sizes = (total,) if shape.kind == "document" else (num_prompt, total - num_prompt)
-    part = Part(label, _segments(sample, model.tokenizer), dict(zip(names, sizes, strict=False)))
+    part = Part(label, _segments(sample, model.tokenizer) if show else (), dict(zip(names, sizes, strict=False)))
     return prompt, part, _fit(total, num_prompt, place, shape, purpose, data, model)
 
 

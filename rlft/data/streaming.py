@@ -124,10 +124,13 @@ def index_rows(path: str, *, split: str, max_rows: int | None) -> RowIndex:
 
     file = Path(path).expanduser()
     name = file.name.lower()
-    if file.is_file() and name.endswith(JSON_LINES) and not name.endswith(".gz"):
-        index: RowIndex = JsonLines(file, max_rows)
-    elif file.is_file() and name.endswith(PARQUET):
-        index = ParquetRows(file, max_rows)
+    kinds = {".gz": None} | dict.fromkeys(JSON_LINES, JsonLines) | dict.fromkeys(PARQUET, ParquetRows)
+    kind = next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
+    if file.is_file() and kind is not None:
+        try:
+            index: RowIndex = kind(file, max_rows)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error}.") from None
     elif file.is_file():
         raise UserError(
             f"data.streaming: single rows of {file} cannot be read. Expected .jsonl or .parquet, not packed with gzip; "
