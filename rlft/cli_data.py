@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _config(args, overrides, is_config)
     if config.data.path is None and not config.data.mixture:
         raise UserError("no data file: give one, rlft data inspect FILE, or a configuration with data.path as --model")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # data may have letters that the terminal does not know
     purpose, usable = _purpose(config, is_config), list[int]()
     with ExitStack() as stack:
         model = _limits(config, purpose, stack)
@@ -136,7 +139,16 @@ def _limits(config: Config, purpose: Purpose | None, stack: ExitStack) -> ModelL
         path = stack.enter_context(tempfile.TemporaryDirectory())
         make_tiny_model(config.model.tiny, Path(path), config.run.seed)
     tokenizer = load_tokenizer(path, config.model.chat_template)
-    size = window(path)
+    size, tools = window(path), None
     if purpose == "prompts":
         size = derived.window(config, size)
-    return ModelLimits(tokenizer, size, config.generator.max_new_tokens, end_tokens(path, tokenizer))
+        tools = _tools(config)
+    return ModelLimits(tokenizer, size, config.generator.max_new_tokens, end_tokens(path, tokenizer), tools)
+
+
+def _tools(config: Config) -> list[dict[str, Any]] | None:
+    """What the environment shows in prompts. Runs the file that it is in."""
+    from rlft.environments.build import configured_environment
+
+    environment = configured_environment(config)
+    return environment.tools if environment else None

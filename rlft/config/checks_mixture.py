@@ -48,8 +48,9 @@ def _check_keys(config: Config, i: int) -> Iterator[Problem]:
                 f"data.mixture.{i}.too_long",
                 "truncate cuts completions, and algorithm.type is not sft; expected error or drop",
             )
-    if config.environment is not None and source.chat_template is not None:
-        yield Problem(
-            f"data.mixture.{i}.chat_template",
-            "an environment answers in the template of the model; expected model.chat_template for all sources",
-        )
+    for name, whole in (("chat_template", "model.chat_template"), ("system_prompt", "data.system_prompt")):
+        if config.environment is not None and getattr(source, name) is not None:
+            yield Problem(
+                f"data.mixture.{i}.{name}",
+                f"an environment, which writes prompts and answers too, knows one for all; expected {whole}",
+            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -20,7 +20,7 @@ from rlft.config.data import DataConfig
 from rlft.data.documents import check_settings, document_examples
 from rlft.data.examples import ONLY_THE_END, worked_examples
 from rlft.data.inspect_pairs import answered_rows, detect_pairs
-from rlft.data.prompts import conversation, make_prompts, require_template, wants_chat
+from rlft.data.prompts import check_text, conversation, make_prompts, require_template, wants_chat
 from rlft.data.reading import Rows
 from rlft.data.shapes import (
     CONVERSATION_COLUMNS,
@@ -48,6 +48,7 @@ class ModelLimits:
     window: int  # tokens of prompt and completion together
     max_new_tokens: int = 0  # for prompts
     end: AbstractSet[int] = field(default_factory=frozenset)  # tokens by which the model ends a turn
+    tools: list[dict[str, Any]] | None = None  # that an environment shows in prompts
 
 
 class Problem(NamedTuple):
@@ -213,6 +214,7 @@ def _texts(
     try:
         if shape.kind == "document":
             text = prompt_text(row, place, shape)
+            _check_text([text], place)
             if not text:
                 column = shape.prompt_column
                 raise Refused(
@@ -229,6 +231,7 @@ def _texts(
     except UserError as error:
         missing = [c for c in (shape.prompt_column, shape.completion_column) if c and row.get(c) is None]
         raise Refused("missing value" if missing else "wrong type", place, str(error)) from None
+    _check_text([piece.text for piece in pieces], place)
     if not prompt and no_tokenizer:
         column = shape.prompt_column
         raise Refused("empty prompt", place, f"the prompt in column {column!r} is empty. Mend or delete that row.")
@@ -237,6 +240,14 @@ def _texts(
         column = shape.completion_column
         raise Refused("empty completion", place, f"the completion in column {column!r} is empty. {ONLY_THE_END}")
     return prompt, pieces, num_before
+
+
+def _check_text(texts: Sequence[str], place: str) -> None:
+    """Raises Refused for half a surrogate pair, as `tokenize` does."""
+    try:
+        check_text("".join(texts), place)
+    except UserError as error:
+        raise Refused("not text", place, str(error)) from None
 
 
 def _talk(
@@ -266,7 +277,7 @@ def _tokens(
     """The whole sequence as a run has it, and how much of it is the prompt."""
     read = Rows([row], [place], place)
     if purpose == "prompts":
-        ids = make_prompts(read, shape, data, model.tokenizer)[0].token_ids
+        ids = make_prompts(read, shape, data, model.tokenizer, model.tools)[0].token_ids
         return Sample.given(ids, np.zeros(len(ids), dtype=bool), ""), len(ids)
     if shape.kind == "document":
         group = document_examples(read, shape, data, model.tokenizer, window=1 << 40)[0][0]

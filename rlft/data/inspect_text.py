@@ -5,6 +5,7 @@ Knows nothing about how data are read or understood.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -65,6 +66,12 @@ def _types(types: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count})" for name, count in types.items()) or "nothing"
 
 
+def _visible(text: str) -> str:
+    """With control characters but line breaks written out: data must not steer a terminal."""
+    hidden = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, halves of pairs, and line separators
+    return "".join(c if c == "\n" or unicodedata.category(c) not in hidden else ascii(c)[1:-1] for c in text)
+
+
 def _brackets(unicode: bool) -> tuple[str, str]:
     return ("⟦", "⟧") if unicode else ("[[", "]]")
 
@@ -79,7 +86,7 @@ def _rendered(part: Part, color: bool, unicode: bool) -> Text:
             rendered.append(opening if segment.learned else closing)
         learned = segment.learned
         style = ("green" if learned else "") + (" bold" if segment.special else "")
-        rendered.append(segment.text, style=style.strip() if color else "")
+        rendered.append(_visible(segment.text), style=style.strip() if color else "")
     if learned and not color:
         rendered.append(closing)
     if len(rendered) > MAX_SHOWN:
@@ -120,7 +127,7 @@ def _print_problems(console: Console, inspection: Inspection) -> None:
         what = f"\n{reason}, " if problems[0].place == inspection.source else f"\n{rows}, {reason}, "
         console.print(Text(f"{what}{VERBS[effect]}:", style=style))
         for problem in problems[:NUM_PLACES]:
-            console.print(f"  {problem.place}: {problem.text}")
+            console.print(f"  {_visible(problem.place)}: {_visible(problem.text)}")
         if len(problems) > NUM_PLACES:
             console.print(f"  ... and {len(problems) - NUM_PLACES} more")
     if inspection.usable:

@@ -61,7 +61,7 @@ class Mixture(Generic[Item]):
     @property
     def firsts(self) -> list[Item]:
         """One item of each source."""
-        return [source.take(0, 1)[0] for source in self.sources]
+        return [named(source.take(0, 1)[0], name) for source, name in zip(self.sources, self.names, strict=True)]
 
 
 def named(item: Item, name: str) -> Item:

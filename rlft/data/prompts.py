@@ -199,13 +199,7 @@ def tokenize(
     """int32 [P] per text; `places` name their rows. With `special`, what the tokenizer adds by itself in front (BOS) is
     there; an end-of-sequence token that it would add behind is not, since a prompt goes on."""
     for text, place in zip(texts, places, strict=True):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{place}: {error.object[error.start : error.end]!a} at character {error.start} of its text is half of "
-                "a surrogate pair, which no text can hold. Mend or delete that row."
-            ) from None
+        check_text(text, place)
     ids: list[np.ndarray] = []
     for begin in range(0, len(texts), 1000):  # in slices, so that the encodings do not fill the memory
         part = list(texts[begin : begin + 1000])
@@ -216,6 +210,17 @@ def tokenize(
             if len(ids[i]) and ids[i][-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
                 ids[i] = ids[i][:-1]
     return ids
+
+
+def check_text(text: str, place: str) -> None:
+    """Raises UserError when it is not text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place}: {error.object[error.start : error.end]!a} at character {error.start} of its text is half of "
+            "a surrogate pair, which no text can hold. Mend or delete that row."
+        ) from None
 
 
 def check_fit(

@@ -143,7 +143,7 @@ def parse_line(file: Path, number: int, line: str) -> dict[str, Any]:
 
 def _json(file: Path, text: str, max_rows: int | None) -> Rows:
     if not text.lstrip().startswith("["):  # many .json files hold one object per line
-        return _json_lines(file, text.splitlines(), max_rows)
+        return _json_lines(file, io.StringIO(text), max_rows)  # splitlines would cut at U+2028 inside of texts
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -264,6 +264,30 @@ def test_what_is_printed(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "[[" not in terminal.getvalue()
 
 
+def test_data_do_not_steer_the_terminal() -> None:
+    stream = io.StringIO()
+    print_inspection(inspect([{"prompt": "a\x1b[2Jb\u2028é\tc", "answer": "\x07"}, {"prompt": "\ud800"}]), stream)
+    assert "  | a\\x1b[2Jb\\u2028é\\tc[[\\x07]]" in stream.getvalue().splitlines()
+    found = inspect([{"prompt": "a\ud800", "answer": "b"}])
+    assert found.problems[0].reason == "not text" and "half of a surrogate pair" in found.problems[0].text
+    print_inspection(found, stream)
+
+
+def test_prompts_with_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The prompt of a run with an environment, tools and all."""
+    from rlft.cli import main
+
+    file, template, config = tmp_path / "a.jsonl", tmp_path / "t.jinja", tmp_path / "x.yaml"
+    file.write_text(json.dumps({"prompt": [USER]}) + "\n")
+    template.write_text("{% for t in tools %}<{{ t['function']['name'] }}>{% endfor %}{{ messages[0]['content'] }}")
+    config.write_text(
+        f"model: {{tiny: {{}}, chat_template: {template}}}\nenvironment: {{function: calculator}}\n"
+        f"data: {{path: {file}}}\n"
+    )
+    assert main(["data", "inspect", "--model", str(config)]) == 0
+    assert "  | <calculate>hi" in capsys.readouterr().out.splitlines()
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rlft.cli import main
 

@@ -117,7 +117,7 @@ def test_a_mixture_takes_from_each_source_in_its_own_order(tokenizer: Any, tmp_p
     assert sorted(own["a"][:5]) == sorted(own["a"][5:10]) == [f"a{i}" for i in range(5)]  # its epochs
     again = all_examples(data, tokenizer, window=99, seed=7)
     assert [g.prompt.id for g in again.batch(2, 4)] == [g.prompt.id for g in groups[8:12]], "a function of the step"
-    assert len(mixture) == 7 and [first.prompt.source for first in mixture.firsts] == ["", ""]
+    assert len(mixture) == 7 and [first.prompt.source for first in mixture.firsts] == ["a", "bees"]
     assert mixture.description.splitlines()[0] == "a mixture of 2"
     assert mixture.description.splitlines()[1].startswith("  a, 0.75 of the samples: ")
 
@@ -189,7 +189,9 @@ RL = {"algorithm": {"type": "grpo"}, "rewards": {"functions": [{"function": "mat
         ({"mixture": [{**A, "train_on": "last"}]}, RL, "data.mixture.0.train_on: has no effect, because"),
         ({"mixture": [{**A, "too_long": "truncate"}]}, RL, "data.mixture.0.too_long: truncate cuts completions"),
         ({"mixture": [{**A, "chat_template": "a.jsonl"}]}, RL | {"environment": {"function": "calculator"}},
-         "data.mixture.0.chat_template: an environment answers in the template of the model"),
+         "data.mixture.0.chat_template: an environment, which writes prompts and answers too, knows one for all; exp"),
+        ({"mixture": [{**A, "system_prompt": "S"}]}, RL | {"environment": {"function": "calculator"}},
+         "data.mixture.0.system_prompt: an environment"),
         ({"mixture": [{"path": "b.jsonl"}]}, {}, 'data.mixture.0.path: "b.jsonl" does not exist. Near it: a.jsonl'),
         ({"mixture": [{**A, "chat_template": "x.jinja"}]}, {}, 'data.mixture.0.chat_template: "x.jinja" is no file'),
     ],
