@@ -15,6 +15,7 @@ from rlft.config import Config, derived
 from rlft.config.data import DataConfig
 from rlft.config.derived import environment_weight, weight_transport
 from rlft.config.load import dump_config
+from rlft.data.mixture import naming
 from rlft.data.sources import Prompts, all_examples, all_prompts, with_sources
 from rlft.data.tokenizer import end_tokens, load_tokenizer
 from rlft.engines.build import check_engine
@@ -92,7 +93,8 @@ def _on_policy(
 ) -> RunResult:  # fmt: skip
     prompts = _prompts(config, tokenizer, config.data, environment, rows=dataset)
     for first in prompts.firsts:
-        rewards.check_columns(first.columns)
+        with naming(first.source):
+            rewards.check_columns(first.columns)
     evaluation = load_evaluation(config, tokenizer, environment)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
@@ -135,7 +137,8 @@ def _prompts(
     )  # fmt: skip
     if environment is not None:
         for first in prompts.firsts:
-            make_turns(config, environment).check(chat=first.messages is not None)
+            with naming(first.source):
+                make_turns(config, environment).check(chat=first.messages is not None)
     return prompts
 
 

@@ -6,8 +6,10 @@ import argparse
 import io
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +62,7 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> int:
         for data, template in _sources(config):
             if usable:
                 print(f"\n{'-' * 80}\n")
-            usable.append(_look_at(data, purpose, _with_template(model, template), args.rows))
+            usable.append(_look_at(data, purpose, _with_template(model, template), args.rows, config))
     if config.data.mixture and all(usable):
         from rlft.data.mixture import shares_of
 
@@ -80,16 +82,27 @@ def _sources(config: Config) -> list[tuple[DataConfig, str | None]]:
     return [(data_of(config.data, source), source.chat_template) for source in config.data.mixture]
 
 
-def _look_at(data: DataConfig, purpose: Purpose | None, model: ModelLimits | None, num_examples: int) -> int:
+def _look_at(
+    data: DataConfig, purpose: Purpose | None, model: ModelLimits | None, num_examples: int, config: Config
+) -> int:
     """Show one file; the number of rows that can be used, 0 when a run would refuse them."""
     from rlft.data.inspect import inspect_rows
     from rlft.data.inspect_text import print_inspection
     from rlft.data.lenient import read_leniently
 
     read, bad = read_leniently(str(data.path), split=data.split, max_rows=data.max_rows)
-    found = inspect_rows(read, bad, data, purpose=purpose, model=model, num_examples=num_examples)
+    check = partial(_check_columns, config) if purpose == "prompts" else None
+    found = inspect_rows(read, bad, data, purpose=purpose, model=model, num_examples=num_examples, check_columns=check)
     print_inspection(found, sys.stdout)
     return found.num_usable if found.usable else 0
+
+
+def _check_columns(config: Config, columns: Mapping[str, Any]) -> None:
+    """Raises UserError when a reward function is not there or needs another column. Runs the files that they are in."""
+    from rewards.load import resolve
+
+    for function in config.rewards.functions:
+        resolve(function).check_columns(columns)
 
 
 def _with_template(model: ModelLimits | None, template: str | None) -> ModelLimits | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from rlft.config.data import DataConfig
 from rlft.data.inspect_rows import Look, ModelLimits, Part, Plan, Problem, Purpose, Refused, digest, look, make_plan
 from rlft.data.lenient import BadLine
+from rlft.data.prompts import with_ground_truth
 from rlft.data.reading import Rows
 from rlft.data.shapes import PROMPT_COLUMNS
 from rlft.errors import UserError
@@ -91,9 +92,11 @@ def inspect_rows(
     purpose: Purpose | None = None,
     model: ModelLimits | None = None,
     num_examples: int = 1,
+    check_columns: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Inspection:
-    """Look at all rows. `purpose` None takes the likeliest; without `model` nothing is tokenised. Never raises
-    UserError: what a run would refuse is among the problems."""
+    """Look at all rows. `purpose` None takes the likeliest; without `model` nothing is tokenised. `check_columns`
+    raises UserError when the reward functions need a column that a row has not. Never raises UserError itself: what a
+    run would refuse is among the problems."""
     data = data or DataConfig()
     problems = [Problem("not a row", place, text) for place, text in bad_lines]
     plan, looks = None, list[tuple[str, Look]]()
@@ -104,6 +107,7 @@ def inspect_rows(
     except UserError as error:
         problems.append(Problem("not understood", read.source, str(error).removeprefix(f"{read.source}: ")))
     if plan is not None:
+        problems += _without_columns(read, check_columns)
         looks, found = _look_at_all(read, plan, data, model, num_examples)
         problems += found
         if not looks and all(problem.effect == "dropped" for problem in problems):
@@ -142,6 +146,15 @@ def _look_at_all(
         looks.append((place, seen))
         problems += [seen.cut] if seen.cut else []
     return looks, problems
+
+
+def _without_columns(read: Rows, check: Callable[[Mapping[str, Any]], None] | None) -> list[Problem]:
+    try:
+        if check is not None:
+            check(with_ground_truth(read.rows[0]))
+    except UserError as error:
+        return [Problem("reward functions", read.source, str(error))]
+    return []
 
 
 def layout_of(read: Rows, plan: Plan) -> str:

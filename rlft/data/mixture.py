@@ -8,7 +8,8 @@ description.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -71,6 +72,15 @@ def named(item: Item, name: str) -> Item:
     return replace(item, prompt=replace(item.prompt, source=name))
 
 
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Puts the source's name, where it has one, in front of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"source {source} of data.mixture: {error}" if source else str(error)) from None
+
+
 Load = Callable[[DataConfig, "PreTrainedTokenizerBase", int], Source[Item]]  # data, tokenizer, seed
 
 
@@ -80,10 +90,8 @@ def mixed(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, load:
     names, sources = [source.label for source in data.mixture], list[Source[Item]]()
     for name, source in zip(names, data.mixture, strict=True):
         own = tokenizer if source.chat_template is None else with_chat_template(tokenizer, source.chat_template)
-        try:
+        with naming(name):
             sources.append(load(data_of(data, source), own, source_seed(seed, name)))
-        except UserError as error:
-            raise UserError(f"source {name} of data.mixture: {error}") from None
     return Mixture(names, sources, shares_of(data, [len(source) for source in sources]))
 
 

@@ -99,3 +99,7 @@ def test_bad_mixtures(task: Path, sources: list[dict[str, Any]]) -> None:
     said = fails(2, rlft(task, "train", write_config(task, "mixed-bad", GRPO, changes)))
     assert "source copy of data.mixture: data.prompt_column: copy.jsonl has no column 'qestion'" in said
     assert "Did you mean 'question'?" in said
+    (task / "mine.py").write_text("def right(completions, answer, **columns):\n    return [1.0 for _ in answer]\n")
+    changes = {"data": {"mixture": sources}, "rewards": {"functions": [{"function": "mine.py:right"}]}}
+    said = fails(2, rlft(task, "train", write_config(task, "mixed-columns", GRPO, changes)))
+    assert "source copy of data.mixture: reward 'right' needs the parameter 'answer'" in said

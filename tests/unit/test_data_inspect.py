@@ -288,6 +288,20 @@ def test_prompts_with_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "  | <calculate>hi" in capsys.readouterr().out.splitlines()
 
 
+def test_columns_for_reward_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rlft.cli import main
+
+    (tmp_path / "mine.py").write_text(
+        "def right(completions, truth, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    config = tmp_path / "x.yaml"
+    config.write_text(f"rewards: {{functions: [{{function: '{tmp_path}/mine.py:right'}}]}}\n")
+    for row, code in (({"prompt": "a", "truth": "b"}, 0), ({"prompt": "a", "answer": "b"}, 2)):
+        (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+        assert main(["data", "inspect", str(tmp_path / "a.jsonl"), "--model", str(config)]) == code
+    assert "reward functions, would stop a run:" in (printed := capsys.readouterr().out) and "truth" in printed
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rlft.cli import main
 
