@@ -1,28 +1,30 @@
-"""`rlft eval`: a checkpoint's accuracy with its run's own generator and rewards, in this process."""
+"""`rlft eval`: accuracy with the run's own generator and rewards, or perplexity, in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors import inline, launch
+from actors import launch
 from actors.inline import InlineRewarder
 from actors.process import prepare
+from actors.targets import Target, check_overrides, find_target, serving
 from rewards.combine import RewardSet
-from rlft.config import Config
 from rlft.config.derived import environment_weight
-from rlft.config.load import load_config
-from rlft.data.tokenizer import load_tokenizer
-from rlft.engines.weights import pack_weights
+from rlft.data.examples import load_examples
+from rlft.data.tokenizer import end_tokens
+from rlft.engines.scoring import FrozenScorer
 from rlft.environments.build import configured_environment
 from rlft.errors import UserError
-from rlft.models.load import load_checkpoint, trainable_names
-from rlft.runs.checkpoints import Checkpoints, read_state, verify
+from rlft.evaluation.perplexity import perplexity
+from rlft.evaluation.text_metrics import check_installed
+from rlft.models.load import window
 
-_HERE = [  # whatever shared the work of the run: here it is one process
-    "--cluster.mode=inline", "--generator.num_actors=1", "--rewards.num_actors=1", "--scorer.num_actors=1",
-    "--learner.num_ranks=1", "--critic.num_ranks=1", "--teacher.num_actors=1", "--cluster.weight_transport=memory",
-]  # fmt: skip
+_PERPLEXITY_KEYS = (
+    "model.path", "model.dtype", "model.chat_template", "data.split", "data.*_column", "data.system_prompt",
+    "data.apply_chat_template", "data.train_on", "data.too_long", "evaluation.path", "evaluation.max_rows",
+    "generator.gpus", "learner.tokens_per_*", "cluster.threads",
+)  # fmt: skip
 
 
 def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | str]:
@@ -31,47 +33,55 @@ def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | st
     `overrides` change the run's configuration (`--evaluation.path FILE`). Raises UserError when there is nothing to
     evaluate or nothing to evaluate with.
     """
-    run, checkpoint = find_checkpoint(Path(target))
-    config = load_config(run / "config.yaml", [*_HERE, *overrides], purpose="evaluate")
-    if config.cluster.mode != "inline":
-        raise UserError(f"--cluster.mode {config.cluster.mode}: rlft eval runs in this process; leave the key out")
+    found = find_target(Path(target), overrides, "evaluate")
+    config = found.config
     if config.evaluation.path is None:
-        raise UserError(f"{run} was configured without held-out data (evaluation.path). Give some with --data FILE.")
-    if not config.rewards.functions and config.environment is None:
         raise UserError(
-            f"{run} got its reward functions from a Python script, so they are not in its config.yaml. Name them: "
-            "--rewards.functions '[{function: my_rewards.py:my_reward}]'"
+            f"{found.run} was configured without held-out data (evaluation.path). Give some with --data FILE."
         )
+    if not config.rewards.functions and config.environment is None and not config.evaluation.metrics:
+        raise UserError(
+            f"{found.run} got its reward functions from a Python script, so they are not in its config.yaml. Name "
+            "them: --rewards.functions '[{function: my_rewards.py:my_reward}]'"
+        )
+    check_installed(config.evaluation.metrics)
     prepare(config, config.generator.gpus)
-    config = launch.with_model(config, run)
-    return {"checkpoint": str(checkpoint)} | _measure(config, checkpoint, int(read_state(checkpoint)["step"]))
+    return {"checkpoint": str(found.folder)} | _measure(found)
 
 
-def _measure(config: Config, checkpoint: Path, version: int) -> dict[str, float]:
+def _measure(target: Target) -> dict[str, float | str]:
+    config = target.config
     environment = configured_environment(config)
-    tokenizer = load_tokenizer(str(checkpoint), config.model.chat_template)
-    evaluation = launch.load_evaluation(config, tokenizer, environment)
+    rewards = RewardSet(config.rewards, environment_weight=environment_weight(config), may_be_empty=True)
+    evaluation = launch.load_evaluation(config, target.tokenizer(), environment, has_rewards=not rewards.is_empty)
     assert evaluation is not None
-    rewards = RewardSet(config.rewards, environment_weight=environment_weight(config))
     rewards.check_columns(evaluation.prompts[0].columns)
-    with inline.generator(config, environment) as generator:
-        model = load_checkpoint(config.model, checkpoint)
-        generator.load(pack_weights(model.named_parameters(), version, True, trainable_names(model)))
-        return evaluation(generator, InlineRewarder(rewards), version=version)
+    with serving(target, environment) as generator:
+        metrics = evaluation(generator, InlineRewarder(rewards), version=target.version)
+    return metrics | ({"rewards": "none in the configuration, so no accuracy"} if rewards.is_empty else {})
 
 
-def find_checkpoint(target: Path) -> tuple[Path, Path]:
-    """(run folder, checkpoint) that `target` names."""
-    if (target / "config.yaml").is_file():
-        latest = Checkpoints(target / "checkpoints", keep=1).latest()
-        if latest is None:
-            raise UserError(f"{target} has no checkpoint yet: nothing to evaluate")
-        return target, latest[0]
-    run = target.resolve().parent.parent
-    if not (run / "config.yaml").is_file():
-        what = "does not exist" if not target.exists() else "is neither a run folder nor a checkpoint in one"
-        raise UserError(f"{target} {what}: expected a folder such as runs/x or runs/x/checkpoints/step-000100")
-    problems = verify(target)
-    if problems:
-        raise UserError(f"{target}: the checkpoint is corrupt: {'; '.join(problems[:3])}")
-    return run, target
+def measure_perplexity(target: str, overrides: Sequence[str] = ()) -> dict[str, float | str]:
+    """Log-likelihood and perplexity of worked examples or documents (evaluation.path, rows and masks as for SFT) under
+    a run's newest checkpoint, one checkpoint, or the model in a Hugging Face folder. See rlft.evaluation.perplexity.
+
+    Raises UserError when there is nothing to measure, and for keys in `overrides` that do nothing here.
+    """
+    check_overrides(overrides, _PERPLEXITY_KEYS, "perplexity")
+    found = find_target(Path(target), overrides, "score")
+    if found.config.model.adapter is None:
+        check_overrides(overrides, [key for key in _PERPLEXITY_KEYS if key != "model.path"], "a model's own weights")
+    config, tokenizer = found.config, found.tokenizer()
+    settings, learner = config.evaluation, config.learner
+    if settings.path is None:
+        raise UserError("--perplexity needs texts: give them with --data FILE, rows as for SFT.")
+    prepare(config, config.generator.gpus)
+    data = config.data.model_copy(update={"path": settings.path, "max_rows": settings.max_rows, "shuffle": False})
+    examples = load_examples(
+        data, tokenizer, window=window(found.whole), seed=config.run.seed, end=end_tokens(found.whole, tokenizer)
+    )
+    budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
+    scorer = FrozenScorer(found.model(found.device), 1.0, budget, chunk, found.device)
+    metrics = perplexity(scorer, examples.examples, tokenizer)
+    limit = f"; at most the first {settings.max_rows} rows (evaluation.max_rows)" if settings.max_rows else ""
+    return {"model": str(found.folder), "data": examples.description + limit} | metrics

@@ -8,12 +8,13 @@ from typing import Any
 
 from rewards.combine import RewardSet
 from rlft.config import Config
-from rlft.config.derived import uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import makes_reward_model, uses_critic, uses_reference, uses_teacher
 from rlft.engines.build import make_generator, make_scorer
-from rlft.engines.learner import Call, RankedCritic, RankedLearner
+from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.environments.worker import ThreadRunner
+from rlft.loops.offline import OfflineRoles
 from rlft.loops.on_policy import Roles
 from rlft.roles import Generator
 from rlft.samples import Group
@@ -36,6 +37,13 @@ def learner(config: Config) -> RankedLearner:
     from rlft.engines.policy_rank import PolicyRank
 
     return RankedLearner(config, _one_rank(PolicyRank, config, config.learner.gpus))
+
+
+def reward_model(config: Config) -> RankedRewardModel:
+    """A reward model of one rank, that learns."""
+    from rlft.engines.reward_rank import RewardRank
+
+    return RankedRewardModel(config, _one_rank(RewardRank, config, config.learner.gpus))
 
 
 def critic(config: Config) -> RankedCritic:
@@ -77,6 +85,14 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
             critic=critic(config) if uses_critic(config) else None,
             background=False,
         )
+
+
+def offline_roles(config: Config) -> OfflineRoles:
+    """All roles of a run that learns from data."""
+    learns = reward_model if makes_reward_model(config) else learner
+    scorer = make_scorer(config, _device(config.scorer.gpus)) if uses_reference(config) else None
+    teacher = make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None
+    return OfflineRoles(learns(config), scorer, teacher)
 
 
 def _device(gpus: float) -> str:

@@ -13,15 +13,18 @@ from rewards.combine import RewardSet
 from rlft.algorithms.users import load_loss
 from rlft.config import Config, derived
 from rlft.config.data import DataConfig
-from rlft.config.derived import environment_weight, weight_transport
+from rlft.config.derived import draws, environment_weight, uses_teacher, weight_transport
 from rlft.config.load import dump_config
+from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.data.mixture import naming
-from rlft.data.sources import Prompts, all_examples, all_prompts, with_sources
-from rlft.data.tokenizer import end_tokens, load_tokenizer
+from rlft.data.sources import Prompts, all_prompts, with_sources
+from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.build import check_engine
 from rlft.environments.build import configured_environment, make_turns
 from rlft.environments.load import BoundEnvironment
 from rlft.evaluation.accuracy import Evaluation
+from rlft.evaluation.held_out import HeldOut
+from rlft.evaluation.text_metrics import check_installed
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
 from rlft.models.load import window
@@ -29,6 +32,7 @@ from rlft.models.tiny import make_tiny_model
 from rlft.runs.console import Console
 from rlft.runs.folder import RunFolder
 from rlft.runs.run import Run
+from rlft.runs.store import RowStore
 from rlft.samples import Group
 
 WEIGHT_PATHS = {  # for people
@@ -60,11 +64,12 @@ def train(
     inline = config.cluster.mode == "inline"
     prepare(config, (config.learner.gpus + config.generator.gpus + config.scorer.gpus) if inline else 0)
     reward_set, environment = None, None
-    if config.algorithm.type != "sft":
+    if draws(config):
         check_engine(config)
         if ":" in config.algorithm.type:
             load_loss(config.algorithm.type)
         environment = configured_environment(config)
+        check_installed(config.evaluation.metrics)
         optional = config.algorithm.advantage == "none"
         reward_set = RewardSet(config.rewards, rewards, environment_weight(config), may_be_empty=optional)
     path = Path(config.run.dir, config.run.name).absolute()  # a reward function may change the working directory
@@ -95,7 +100,7 @@ def _on_policy(
     for first in prompts.firsts:
         with naming(first.source):
             rewards.check_columns(first.columns)
-    evaluation = load_evaluation(config, tokenizer, environment)
+    evaluation = load_evaluation(config, tokenizer, environment, has_rewards=not rewards.is_empty)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
         if not run.is_done():
@@ -107,16 +112,18 @@ def _on_policy(
 
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
-    path = str(config.model.path)
-    examples = all_examples(
-        config.data, tokenizer, window=window(path), seed=config.run.seed, end=end_tokens(path, tokenizer), rows=dataset
-    )
+    limit = window(str(config.model.path))
+    examples, held_out = load_learning_rows(config, tokenizer, limit, dataset), None
+    if config.evaluation.path is not None:
+        held_out = HeldOut(load_held_out_rows(config, tokenizer, limit), config.algorithm)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
         if not run.is_done():
             with offline_roles(config) as roles:
                 run.tell_places(roles.places)
-                offline.train(roles, examples, run, config)
+                again = examples.repeats(config.loop.steps * config.loop.prompts_per_step)
+                store = RowStore(folder.path / "teacher_top") if again and uses_teacher(config) else None
+                offline.train(roles, examples, run, config, held_out, store)
         return _result(run, None)
 
 
@@ -142,7 +149,9 @@ def _prompts(
     return prompts
 
 
-def load_evaluation(config: Config, tokenizer: Any, environment: BoundEnvironment | None = None) -> Evaluation | None:
+def load_evaluation(
+    config: Config, tokenizer: Any, environment: BoundEnvironment | None = None, has_rewards: bool = True
+) -> Evaluation | None:
     """The held-out prompts, if there are any, and how to draw for them."""
     settings = config.evaluation
     if settings.path is None:
@@ -152,7 +161,7 @@ def load_evaluation(config: Config, tokenizer: Any, environment: BoundEnvironmen
     held_out = _prompts(config, tokenizer, data, environment, path=settings.path)
     prompts = with_sources(held_out.take(0, len(held_out)), settings.source_column)
     params = replace(sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature)
-    return Evaluation(prompts, params, config.run.seed, settings)
+    return Evaluation(prompts, params, config.run.seed, settings, has_rewards)
 
 
 @contextmanager
@@ -174,11 +183,11 @@ def on_policy_roles(
 
 @contextmanager
 def offline_roles(config: Config) -> Iterator[offline.OfflineRoles]:
-    """The learner alone."""
+    """All roles of a run that learns from data, for the length of this block."""
     if config.cluster.mode == "inline":
         from actors import inline
 
-        yield offline.OfflineRoles(inline.learner(config))
+        yield inline.offline_roles(config)
     else:
         from actors import remote
 

@@ -17,9 +17,10 @@ from rlft.engines.critic_rank import CriticRank
 from rlft.engines.deepspeed import Rendezvous
 from rlft.engines.learner import Call
 from rlft.engines.policy_rank import PolicyRank
+from rlft.engines.reward_rank import RewardRank
 from rlft.engines.weights import WeightUpdate
 
-RANKS: dict[str, Any] = {"learner": PolicyRank, "critic": CriticRank}
+RANKS: dict[str, Any] = {"learner": PolicyRank, "critic": CriticRank, "reward_model": RewardRank}
 
 
 @ray.remote

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.process import ENVIRONMENT
 from rlft.config import Config
 from rlft.config.base import Actors
-from rlft.config.derived import uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import draws, uses_critic, uses_reference, uses_teacher
 from rlft.config.roles import TrainedConfig
 from rlft.errors import UserError
 
@@ -43,15 +43,15 @@ class Seat:
 def seats(config: Config) -> dict[str, list[Seat]]:
     """The seats of each role."""
     roles: dict[str, tuple[Actors | TrainedConfig, int]] = {"learner": (config.learner, config.learner.num_ranks)}
-    if config.algorithm.type != "sft":
+    if uses_reference(config):
+        roles["scorer"] = (config.scorer, config.scorer.num_actors)
+    if uses_teacher(config):
+        roles["teacher"] = (config.teacher, config.teacher.num_actors)
+    if draws(config):
         roles["generator"] = (config.generator, config.generator.num_actors)
         roles["reward_worker"] = (config.rewards, config.rewards.num_actors)
         if config.environment is not None:
             roles["environment"] = (config.environment, config.environment.num_actors)
-        if uses_reference(config):
-            roles["scorer"] = (config.scorer, config.scorer.num_actors)
-        if uses_teacher(config):
-            roles["teacher"] = (config.teacher, config.teacher.num_actors)
         if uses_critic(config):
             roles["critic"] = (config.critic, config.critic.num_ranks)
     shared = {"generator": "learner"} if config.cluster.layout == "colocated" else {}

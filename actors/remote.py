@@ -19,8 +19,8 @@ from actors.scorer import ScorerActor, ScorerGroup
 from actors.supervisor import deaths_named, get_all
 from rewards.combine import RewardSet
 from rlft.config import Config
-from rlft.config.derived import weight_transport
-from rlft.engines.learner import Call, RankedCritic, RankedLearner
+from rlft.config.derived import makes_reward_model, weight_transport
+from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.errors import RunError
@@ -51,19 +51,34 @@ def _placed(config: Config) -> Iterator[tuple[dict[str, list[Seat]], Start]]:
             remove_placement_group(group)  # kills the actors in it
 
 
-def _trained(config: Config, start: Start, role: str = "learner") -> tuple[Call, dict[str, str], list[Any]]:
-    """The way to call the ranks of the learner or the critic, where each runs, and their actors."""
-    actors, names = start(role, LearnerActor, role)
+def _trained(
+    config: Config, start: Start, role: str = "learner", kind: str = ""
+) -> tuple[Call, dict[str, str], list[Any]]:
+    """The way to call the ranks of the learner or the critic, where each runs, and their actors. `kind` of rank, where
+    it is not named as the role."""
+    actors, names = start(role, LearnerActor, kind or role)
     call, places = start_ranks(actors, names, config, role)
     return call, dict(zip(names, places, strict=True)), actors
 
 
 @contextmanager
 def offline_roles(config: Config) -> Iterator[OfflineRoles]:
-    """The learner alone."""
+    """All roles of a run that learns from data, loaded and ready."""
     with _placed(config) as (_, start):
-        call, places, _ = _trained(config, start)
-        yield OfflineRoles(RankedLearner(config, call), places)
+        scorers, names = start("scorer", ScorerActor)
+        teachers, teacher_names = start("teacher", ScorerActor, "teacher")
+        scores = makes_reward_model(config)
+        call, places, _ = _trained(config, start, kind="reward_model" if scores else "learner")
+        everyone, all_names = [*scorers, *teachers], [*names, *teacher_names]
+        limit = config.cluster.start_timeout_s
+        ready = get_all([actor.ready.remote() for actor in everyone], all_names, "starting", limit)
+        limit = config.cluster.stage_timeout_s
+        yield OfflineRoles(
+            learner=RankedRewardModel(config, call) if scores else RankedLearner(config, call),
+            scorer=ScorerGroup(scorers, names, limit) if scorers else None,
+            teacher=ScorerGroup(teachers, teacher_names, limit, "teacher") if teachers else None,
+            places=places | dict(zip(all_names, ready, strict=True)),
+        )
 
 
 @contextmanager

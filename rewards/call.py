@@ -119,20 +119,13 @@ def _provided(group: Group) -> dict[str, Any]:
     """What every function is given, by keyword, one entry per sample."""
     num_samples, prompt = len(group.samples), group.prompt
     chat = prompt.messages is not None
-    texts = [_words(sample) for sample in group.samples]
+    texts = [sample.own_text for sample in group.samples]
     provided: dict[str, Any] = {name: [value] * num_samples for name, value in prompt.columns.items()}
     provided["prompts"] = [[dict(turn) for turn in prompt.messages or ()] if chat else prompt.text for _ in texts]
     provided["completions"] = [_talk(sample) for sample in group.samples] if chat else texts
     provided["completion_ids"] = [sample.token_ids[sample.loss_mask].tolist() for sample in group.samples]
     provided["finish_reasons"] = [sample.finish_reason for sample in group.samples]
     return provided
-
-
-def _words(sample: Sample) -> str:
-    """What the model itself said, in all its turns: an answer that only a tool gave is not its own."""
-    if not sample.turns:
-        return sample.text
-    return "".join(turn["content"] for turn in sample.turns if turn["role"] == "assistant")
 
 
 def _talk(sample: Sample) -> list[dict[str, Any]]:

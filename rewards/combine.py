@@ -43,8 +43,8 @@ class RewardSet:
             chosen = isinstance(spec, RewardFunction) and spec.name
             self.rewards.append(bound if chosen else replace(bound, name=self._free_name(bound.name, given)))
         self._environment_weight = environment_weight
-        self._no_rewards = not self.rewards and environment_weight is None
-        if self._no_rewards and not may_be_empty:
+        self.is_empty = not self.rewards and environment_weight is None
+        if self.is_empty and not may_be_empty:
             raise UserError(
                 "rewards.functions is empty. Name at least one, for instance "
                 "--rewards.functions '[{function: math}]', or pass rewards=[my_function]."
@@ -79,7 +79,7 @@ class RewardSet:
             parts = {name: values[i] for name, values in results.items()}
             if self._environment_weight is not None and ENVIRONMENT in sample.reward_parts:
                 parts = {ENVIRONMENT: sample.reward_parts[ENVIRONMENT], **parts}
-            if not parts and not self._no_rewards:
+            if not parts and not self.is_empty:
                 parts = {ENVIRONMENT: RewardResult(None, "none", "no turn of the episode was given a reward")}
             parts = {name: replace(part, weight=self._weights[name]) for name, part in parts.items()}
             samples.append(replace(sample, reward=_total(parts), reward_parts=parts))

@@ -71,7 +71,8 @@ class BoundReward:
 def resolve(spec: RewardFunction | Callable[..., Any]) -> BoundReward:
     """The function that `spec` means: a built-in name, `file.py:function`, `package.module:function`, or a callable.
 
-    Raises UserError when it is not there, cannot be imported, cannot be called, or does not take what `args` gives it.
+    Raises UserError when it is not there, cannot be imported, cannot be called, or does not take what `args` gives it,
+    and whatever its own `check_args` raises, an attribute that is called with `args`.
     """
     return _resolve(spec, str(Path.cwd()))
 
@@ -109,6 +110,8 @@ def _bind(
             f"rewards: args of {name!r} sets {unknown[0]!r}, which the function does not take."
             f"{f' Did you mean {near[0]!r}?' if near else ''} Its parameters: {', '.join(sorted(accepts or ()))}."
         )
+    if hasattr(function, "check_args"):
+        function.check_args(**values.args)
     code = getattr(inspect.unwrap(function), "__code__", None)
     return BoundReward(
         name=name,

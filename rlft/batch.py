@@ -23,7 +23,8 @@ class TopTensors(NamedTuple):
     """A teacher's likeliest tokens in the place of each target."""
 
     ids: Tensor  # int64 [M, K]
-    logprobs: Tensor  # f32 [M, K]
+    logprobs: Tensor  # f32 [M, K], at `temperature`
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Pack:
     returns: Tensor | None  # f32 [M]
     teacher_top: TopTensors | None
     fresh: Tensor  # bool [M], drawn with the very weights that begin the step that learns from it
+    kl: float = 0.0  # of the whole update: see Totals
 
 
 def fed_tokens(group: Group) -> int:
@@ -110,6 +112,7 @@ def make_pack(
         returns=column("returns"),
         teacher_top=_top_tensors(samples, columns, device),
         fresh=to_device([s.weight_versions[at] == version for s, at in zip(samples, columns, strict=True)], torch.bool),
+        kl=totals.kl if totals else 0.0,
     )
 
 
@@ -121,7 +124,8 @@ def _top_tensors(
         return None
     assert len(tops) == len(samples), "some samples have a teacher's distribution and some have none"
     ids, logprobs = (np.concatenate([getattr(top, name)[at] for top, at in tops]) for name in ("ids", "logprobs"))
-    return TopTensors(torch.from_numpy(ids).to(device, torch.int64), torch.from_numpy(logprobs).to(device))
+    temperature = tops[0][0].temperature
+    return TopTensors(torch.from_numpy(ids).to(device, torch.int64), torch.from_numpy(logprobs).to(device), temperature)
 
 
 def _lay_out(

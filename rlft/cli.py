@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlft import __version__
+from rlft import __version__, cli_synth
 from rlft.cli_data import add_data
 from rlft.errors import RunError, UserError
 
@@ -24,8 +24,9 @@ Fine-tune language models with reinforcement learning.
 
   rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
   rlft train configs/x.yaml           train as the file says
-  rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint
+  rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint; perplexity, golden sets
   rlft data inspect train.jsonl       what a run would make of a data file, and which rows it would refuse
+  rlft synth distill configs/synthesis/distill.yaml     data made by another model
   rlft config show configs/x.yaml     the complete configuration, defaults included
 """
 OVERRIDES = """\
@@ -43,9 +44,17 @@ EVAL = """\
 examples:
   rlft eval runs/x                                          the data that the run evaluates on
   rlft eval runs/x --data test.jsonl
-  rlft eval runs/x/checkpoints/step-000100 --samples 8 --temperature 1.0     pass@8
+  rlft eval runs/x/checkpoints/step-000100 --samples 8 --temperature 1.0     pass@8, @4 and @2
+  rlft eval runs/x --perplexity --data held_out.jsonl       of worked examples or documents, rows as for SFT
+  rlft eval models/base --perplexity --data held_out.jsonl  of a Hugging Face folder
+  rlft eval runs/x --golden golden.yaml                     against the model that training started from
+  rlft eval runs/x --golden golden.yaml --against runs/y
 
-Any key of the run's configuration can be changed too, e.g. --evaluation.max_rows 50."""
+Any key of the run's configuration can be changed too, e.g. --evaluation.max_rows 50.
+docs/evaluation.md has what is measured, and what a golden set looks like.
+
+exit codes: 0 done, and with --golden all fine; 1 could not go on; 2 bad input; 3 with --golden: something got worse
+than the base, a case that must pass does not, or a threshold was missed."""
 CONFIG = f"""\
 examples:
   rlft config check configs/*.yaml
@@ -55,6 +64,7 @@ examples:
 {OVERRIDES}"""
 
 
+GOT_WORSE = 3  # exit code
 _GO_ON = (
     "The same command with --resume auto goes on from the last checkpoint, if there is one (loop.save_every; without "
     "it only the end of a run is saved)"
@@ -62,7 +72,8 @@ _GO_ON = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 the run could not go on, 2 bad input, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 the run could not go on, 2 bad input, 3 a golden set shows a
+    model that got worse, 130 interrupted."""
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except (UserError, RunError) as error:
@@ -94,7 +105,7 @@ def _run(argv: list[str]) -> int:
     parser = _parser()
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        raise UserError(_unknown(unknown[0], args.parser))
+        raise UserError(_unknown(unknown[0], args))
     if args.command is None:
         args.parser.print_help()
         return 0
@@ -111,15 +122,16 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     return split_overrides(argv)
 
 
-def _unknown(word: str, parser: argparse.ArgumentParser) -> str:
+def _unknown(word: str, args: argparse.Namespace) -> str:
     name = word.partition("=")[0]
     if not name.startswith("--"):
         return f'unexpected argument "{word}"; see rlft --help'
     from rlft.config.keys import suggest
 
-    options = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in args.parser._actions for option in action.option_strings]
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.75)
-    meant = near[0].removeprefix("--") if near else suggest(name.removeprefix("--"))
+    key, job = name.removeprefix("--"), getattr(args, "name", None)
+    meant = near[0].removeprefix("--") if near else cli_synth.suggest(job, key) if job else suggest(key)
     return f"unknown option {name}; " + (f"did you mean --{meant}?" if meant else "see rlft --help")
 
 
@@ -136,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     add_data(commands, SHAPE)
     _add_config(commands)
+    cli_synth.add_synth(commands, SHAPE)
     return parser
 
 
@@ -165,13 +178,23 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    about = "Measure a checkpoint (accuracy, pass@k) with its run's generator and rewards."
+    about = (
+        "Measure a checkpoint with its run's generator and rewards (accuracy, pass@k, text metrics), the perplexity of "
+        "texts, or a golden set."
+    )
     parser = commands.add_parser("eval", help="measure a checkpoint", description=about, epilog=EVAL, **SHAPE)
-    parser.usage = "rlft eval CHECKPOINT_OR_RUN [--data FILE] [--samples K] [--temperature T] [--section.key VALUE ...]"
+    parser.usage = (
+        "rlft eval CHECKPOINT_OR_RUN [--data FILE] [--samples K] [--temperature T] [--section.key VALUE ...]\n"
+        "       rlft eval CHECKPOINT_OR_RUN_OR_MODEL --perplexity --data FILE [--section.key VALUE ...]\n"
+        "       rlft eval CHECKPOINT_OR_RUN_OR_MODEL --golden FILE [--against BASE] [--section.key VALUE ...]"
+    )
     parser.add_argument("target", metavar="CHECKPOINT_OR_RUN", help="a checkpoint's folder, or a run's (its newest)")
-    parser.add_argument("--data", metavar="FILE", help="held-out prompts (evaluation.path)")
+    parser.add_argument("--data", metavar="FILE", help="held-out prompts, or texts (evaluation.path)")
     parser.add_argument("--samples", metavar="K", help="completions per prompt (evaluation.samples_per_prompt)")
     parser.add_argument("--temperature", metavar="T", help="0 takes the likeliest token (evaluation.temperature)")
+    parser.add_argument("--perplexity", action="store_true", help="how likely the model finds the texts of --data")
+    parser.add_argument("--golden", metavar="FILE", help="cases that must not get worse, YAML or JSONL; exit code 3")
+    parser.add_argument("--against", metavar="BASE", help="for --golden: a run, checkpoint or model to compare with")
     parser.set_defaults(command=_eval, takes_overrides=True, parser=parser)
 
 
@@ -211,22 +234,54 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
-    if not Path(args.target).is_dir():
-        from rlft.config.problems import near_files
+    for folder in filter(None, (args.target, args.against)):
+        if not Path(folder).is_dir():
+            from rlft.config.problems import near_files
 
-        raise UserError(f"{args.target}: there is no such checkpoint or run folder{near_files(Path(args.target))}")
+            raise UserError(f"{folder}: there is no such checkpoint or run folder{near_files(Path(folder))}")
+    _check_eval(args)
     flags = {
         "evaluation.path": args.data,
         "evaluation.samples_per_prompt": args.samples,
         "evaluation.temperature": args.temperature,
     }
+    given = [f"--{key}={value}" for key, value in flags.items() if value is not None] + overrides
     _prepare()
-    from actors.evaluate import evaluate
+    if args.golden is not None:
+        return _golden(args, given)
+    from actors.evaluate import evaluate, measure_perplexity
 
-    given = [f"--{key}={value}" for key, value in flags.items() if value is not None]
-    for name, value in evaluate(args.target, given + overrides).items():
+    for name, value in (measure_perplexity if args.perplexity else evaluate)(args.target, given).items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     return 0
+
+
+def _check_eval(args: argparse.Namespace) -> None:
+    """No option beside what is measured that would do nothing."""
+    if args.perplexity and args.golden is not None:
+        raise UserError("--perplexity and --golden measure different things; ask for one at a time")
+    if args.against is not None and args.golden is None:
+        raise UserError("--against has no effect without --golden FILE; take it out")
+    idle = {"--samples": args.samples, "--temperature": args.temperature}
+    if args.golden is not None:
+        idle["--data"] = args.data
+    why = "--golden, which brings its own prompts and takes the likeliest tokens"
+    for option, value in idle.items():
+        if value is not None and (args.perplexity or args.golden is not None):
+            what = "--perplexity, which draws nothing" if args.perplexity else why
+            raise UserError(f"{option} has no effect with {what}; take it out")
+
+
+def _golden(args: argparse.Namespace, overrides: list[str]) -> int:
+    from actors.golden import compare
+
+    result = compare(args.target, args.golden, args.against, overrides)
+    print(result.lines)
+    for reason in result.reasons:
+        print(f"NOT FINE  {reason}")
+    if not result.reasons:
+        print("fine: nothing got worse, nothing that must pass fails, no threshold was missed")
+    return GOT_WORSE if result.reasons else 0
 
 
 def _prepare() -> None:

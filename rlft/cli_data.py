@@ -123,14 +123,12 @@ def _config(args: argparse.Namespace, overrides: list[str], is_config: bool) -> 
 
 def _purpose(config: Config, is_config: bool) -> Purpose | None:
     """What the data are for, where it was said; None to take the likeliest."""
-    from rlft.config.algorithm import PRESETS
+    from rlft.config.derived import learns_from
 
-    name = config.algorithm.type
     if not is_config and "type" not in config.algorithm.model_fields_set:
         return None
-    if name == "sft":
-        return "sft"
-    return "prompts" if name in PRESETS or ":" in name else None
+    purposes: dict[str | None, Purpose] = {"examples": "sft", "pairs": "pairs", "labels": "labels", None: "prompts"}
+    return purposes[learns_from(config.algorithm)]
 
 
 def _limits(config: Config, purpose: Purpose | None, stack: ExitStack) -> ModelLimits | None:

@@ -105,6 +105,22 @@ class Critic(Protocol):
         ...
 
 
+class Trained(Protocol):
+    """Holds a model that learns from data: the policy, or a reward model."""
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+        """One optimizer step on these groups, the loss divided by `totals`. See Learner."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the Hugging Face model and everything that `restore` needs into `folder`."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Go back exactly to what `save` wrote there."""
+        ...
+
+
 class Learner(Protocol):
     """Holds the policy that is trained."""
 

@@ -46,7 +46,8 @@ class TopTokens:
     """The likeliest tokens in the place of each token of a sample; all 0 where nothing is trained."""
 
     ids: np.ndarray  # int32 [T, K]
-    logprobs: np.ndarray  # f32 [T, K]
+    logprobs: np.ndarray  # f32 [T, K], at `temperature`
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,13 @@ class Sample:
     def num_trained(self) -> int:
         """Number of tokens that are trained on."""
         return int(self.loss_mask.sum())
+
+    @property
+    def own_text(self) -> str:
+        """What the model itself said, in all its turns: an answer that only a tool gave is not its own."""
+        if not self.turns:
+            return self.text
+        return "".join(turn["content"] for turn in self.turns if turn["role"] == "assistant")
 
     @property
     def num_turns(self) -> int:
@@ -141,12 +149,13 @@ def continuation_seed(seed: int, num_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts over the whole update: all ranks, all micro-batches. Losses are sums divided by these, so that one batch,
-    its micro-batches, its packing and any number of ranks give the same result."""
+    """Numbers of the whole update: all ranks, all micro-batches. Losses are sums divided by these counts, so that one
+    batch, its micro-batches, its packing and any number of ranks give the same result."""
 
     num_tokens: int  # trained tokens
     num_samples: int
     max_new_tokens: int  # longest completion allowed
+    kl: float = 0.0  # for KTO: of the policy from the reference, in nats a completion
 
     def token_weight(self, average: str, num_trained: int) -> float:
         """Weight in the loss of each token of a sample with `num_trained` trained tokens."""

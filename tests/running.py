@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 import os
 import signal
@@ -82,12 +83,40 @@ SFT: dict[str, Any] = {
     "cluster": {"mode": "inline", "threads": 1},
 }
 
+DPO: dict[str, Any] = {
+    "model": {"tiny": TINY},
+    "data": {"path": "pairs.jsonl"},
+    "algorithm": {"type": "dpo"},
+    "learner": {"lr": 1e-3, "schedule": "cosine"},
+    "loop": {"steps": 20, "prompts_per_step": 8, "save_every": 5},
+    "evaluation": {"path": "held_out_pairs.jsonl", "every": 10},
+    "tracking": {"tensorboard": False},
+    "cluster": {"mode": "inline", "threads": 1},
+}
+KTO = {"algorithm.type": "kto", "data.path": "labels.jsonl", "evaluation.path": "labels.jsonl"}
+
+
+def write_pairs(folder: Path) -> None:
+    """Of the rows of train.jsonl and eval.jsonl: pairs.jsonl and held_out_pairs.jsonl, whose rejected answer is the
+    chosen one backwards with a 0 in front, and labels.jsonl, either of both in turn."""
+    for source, name in (("train", "pairs"), ("eval", "held_out_pairs")):
+        rows = [json.loads(line) for line in (folder / f"{source}.jsonl").read_text().splitlines()][:40]
+        both = [{"prompt": r["prompt"], "chosen": r["answer"], "rejected": "0" + r["answer"][::-1]} for r in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+        if source == "train":
+            judged = [
+                {"prompt": r["prompt"], "completion": r["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}
+                for i, r in enumerate(both)
+            ]
+            (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+
 
 def write_files(folder: Path) -> None:
-    """train.jsonl and eval.jsonl (digits to sort, 100 rows each) and my_rewards.py."""
+    """train.jsonl and eval.jsonl (digits to sort, 100 rows each), pairs and labels made of them, and my_rewards.py."""
     for path in write_task(folder, seed=0):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:100]))
     (folder / "my_rewards.py").write_text(REWARDS)
+    write_pairs(folder)
 
 
 def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

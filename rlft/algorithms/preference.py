@@ -1,7 +1,7 @@
 """Losses on pairs of a preferred and a rejected completion, and on single ones labelled good or bad. Pure functions on
 torch tensors, [B] pairs.
 
-Every pair loss takes the same four arguments, so that one table holds them:
+Every pair loss takes these arguments, so that one table holds them (`orpo` has no smoothing, `simpo` a margin):
 
     chosen, rejected    [B], log-prob of the completion (sum over tokens) under the policy less that under the reference
     beta                how far the policy may go from the reference; rewards are beta * these
@@ -96,12 +96,6 @@ def aot(chosen: Tensor, rejected: Tensor, beta: float, smoothing: float = 0.0) -
     return dpo(chosen.sort().values, rejected.sort().values, beta, smoothing)
 
 
-PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "dpo": dpo, "robust": robust, "hinge": hinge, "ipo": ipo, "exo": exo, "nca": nca, "bco": bco, "sppo": sppo,
-    "apo_zero": apo_zero, "apo_down": apo_down, "discopop": discopop, "aot": aot,
-}  # fmt: skip
-
-
 def divergence_scores(log_ratio: Tensor, divergence: str) -> Tensor:
     """f'(policy / reference) for the divergences of f-DPO (Wang et al. 2023, arXiv:2309.16240, table 1), to be passed
     as `chosen` and `rejected`: reverse_kl gives the log-ratio itself, that is DPO."""
@@ -140,16 +134,20 @@ def apo_zero_unpaired(
     )
 
 
-def odds_ratio(chosen_mean: Tensor, rejected_mean: Tensor) -> Tensor:
-    """-log sigmoid(log-odds of the chosen - log-odds of the rejected) (ORPO, Hong et al. 2024, arXiv:2403.07691, eq.
-    7). Arguments are mean log-probs per token, of the policy alone; the SFT term comes beside it."""
-
+def odds_ratio(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 1.0) -> Tensor:
+    """-beta * log sigmoid(log-odds of the chosen - log-odds of the rejected) (ORPO, Hong et al. 2024, arXiv:2403.07691,
+    eq. 7). Arguments are mean log-probs per token, of the policy alone; the SFT term comes beside it."""
     unlikely = torch.log1p(-torch.exp(chosen_mean)) - torch.log1p(-torch.exp(rejected_mean))
-    return -F.logsigmoid((chosen_mean - rejected_mean) - unlikely)
+    return -beta * F.logsigmoid((chosen_mean - rejected_mean) - unlikely)
 
 
 def simpo(
-    chosen_mean: Tensor, rejected_mean: Tensor, beta: float, margin: float, smoothing: float = 0.0, alpha: float = 0.0
+    chosen_mean: Tensor,
+    rejected_mean: Tensor,
+    beta: float,
+    margin: float = 0.0,
+    smoothing: float = 0.0,
+    alpha: float = 0.0,
 ) -> Tensor:
     """DPO without a reference on mean log-probs per token (SimPO, Meng et al. 2024, arXiv:2405.14734, eq. 6): the loss
     is that of beta * (chosen - rejected) - margin. With `alpha` each probability p counts as (1 - p^-alpha) / alpha
@@ -157,6 +155,12 @@ def simpo(
     if alpha:
         chosen_mean, rejected_mean = ((1 - torch.exp(-alpha * m)) / alpha for m in (chosen_mean, rejected_mean))
     return dpo(chosen_mean - margin / beta, rejected_mean, beta, smoothing)
+
+
+PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "dpo": dpo, "robust": robust, "hinge": hinge, "ipo": ipo, "exo": exo, "nca": nca, "bco": bco, "sppo": sppo,
+    "apo_zero": apo_zero, "apo_down": apo_down, "discopop": discopop, "aot": aot, "orpo": odds_ratio, "simpo": simpo,
+}  # fmt: skip
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, centering: float = 0.0) -> Tensor:

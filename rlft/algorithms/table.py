@@ -6,12 +6,12 @@ function of arrays in policy.py (or in a user's file) and one line in POLICY_LOS
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlft.algorithms.completions import on_labels, on_pairs
 from rlft.algorithms.distillation import DISTANCES
 from rlft.algorithms.divergences import DIVERGENCES, importance_weighted, k3_divergence
 from rlft.algorithms.off_policy import importance_ratio, too_far_off, truncated_importance, unlikely_failures
@@ -22,17 +22,15 @@ from rlft.algorithms.policy import (
     reinforce_loss,
     sapo_loss,
     sequence_clipped_loss,
-    sum_by_sample,
     vespo_loss,
 )
-from rlft.algorithms.preference import PREFERENCE_LOSSES
+from rlft.algorithms.sampler import sampler_stats
 from rlft.algorithms.statistics import Stats, mean_of, means_by_source
 from rlft.algorithms.users import load_loss
 from rlft.batch import Pack
 from rlft.config.algorithm import AlgorithmConfig, Correction
+from rlft.config.derived import compares, learns_from
 from rlft.models.policy import TokenScores
-
-MISMATCH = "sampler/logprob_diff_mean"  # between sampler and learner under the same weights: limits are set to it
 
 Loss = Callable[[TokenScores, Pack, float], tuple[Tensor, Stats]]  # scores, pack, kl_coef -> sum, statistics
 
@@ -64,10 +62,12 @@ POLICY_LOSSES: dict[str, Callable[[Tokens, AlgorithmConfig], TokenLoss]] = {
 
 def make_loss(settings: AlgorithmConfig, correction: Correction) -> Loss:
     """The loss of a configuration. Raises UserError when it names a function that cannot be found."""
-    if settings.type == "sft":
-        return sft
-    if settings.policy_loss == "preference":
-        return preference(settings)
+    if learns_from(settings) == "examples":
+        return on_examples(settings)
+    if learns_from(settings) == "labels":
+        return on_labels(settings)
+    if compares(settings):
+        return on_pairs(settings)
     return policy_gradient(settings, correction)
 
 
@@ -105,10 +105,7 @@ def policy_gradient(settings: AlgorithmConfig, correction: Correction) -> Loss:
         if settings.entropy_coef:
             per_token = per_token - settings.entropy_coef * scores.entropy
         if pack.teacher_top is not None and settings.teacher_signal != "sampled":
-            assert scores.at_teacher is not None
-            distance = DISTANCES[settings.teacher_signal](
-                scores.at_teacher, pack.teacher_top.logprobs, settings.teacher_mix
-            )
+            distance = teacher_distance(scores, pack, settings)
             per_token = per_token + settings.teacher_coef * distance
             stats["teacher/distance"] = mean_of(distance)
         return (per_token * pack.weights).sum(), stats
@@ -139,63 +136,26 @@ def off_policy_weights(
     return weights, stats
 
 
-def sampler_stats(old: Tensor, pack: Pack) -> Stats:
-    """How far the learner before its first update is from the sampler: under sampler/ over fresh tokens, where the
-    weights are the same and only the engines differ; under staleness/ over all of them.
-
-    sampler/kl estimates KL(sampler || learner) by k3 (Schulman 2020), in float64: rounding would hide what is small.
-    """
-    sampler, fresh = pack.sampler_logprobs, pack.fresh
-    gap = (old - sampler).abs()
-    stats: Stats = {"staleness/logprob_diff_mean": mean_of(gap), "sampler/fresh": mean_of(fresh)}
-    if bool(fresh.any()):
-        stats[MISMATCH] = mean_of(gap[fresh])
-        stats["sampler/logprob_diff_max"] = float(gap[fresh].max())
-        stats["sampler/kl"] = mean_of(k3_divergence(sampler[fresh].double(), old[fresh].double()))
-    return stats
-
-
-def preference(settings: AlgorithmConfig) -> Loss:
-    """A preference loss between the two samples of each pair, mean over pairs. Pairs lie one behind the other in a
-    pack; the advantage, 1 or -1 on all tokens, tells the chosen from the rejected."""
-    pair_loss, per_token = PREFERENCE_LOSSES[settings.preference_loss], settings.preference_loss == "ipo"
-    if settings.preference_smoothing is not None:
-        pair_loss = partial(pair_loss, smoothing=settings.preference_smoothing)
+def on_examples(settings: AlgorithmConfig) -> Loss:
+    """sft_coef times the negative log-likelihood of each trained token (supervised fine-tuning) plus teacher_coef times
+    the distance to a teacher's distribution in its place, at a temperature T times T^2 (Hinton et al. 2015,
+    arXiv:1503.02531, section 2)."""
 
     def loss(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
-        logprobs, old = scores.logprobs, scores.logprobs.detach()
-        old = old if pack.old_logprobs is None else pack.old_logprobs
-        if not len(pack.sample_of) or not bool(pack.advantages.any()):  # a rank without work of its own
-            return logprobs.sum() * 0.0, {}
-        assert pack.ref_logprobs is not None, "preference losses need a reference"
-        first = torch.unique_consecutive(pack.sample_of, return_inverse=True)[1]  # samples numbered without gaps
-        starts = torch.nonzero(torch.diff(first, prepend=first.new_tensor([-1])))[:, 0]
-        ratios = sum_by_sample(logprobs - pack.ref_logprobs, first)[starts]
-        if per_token:
-            ratios = ratios / sum_by_sample(torch.ones_like(logprobs), first)[starts]
-        pairs, signs = ratios.view(-1, 2), pack.advantages[starts].view(-1, 2)
-        assert bool((signs.sum(1) == 0).all()), "a pair is a chosen and a rejected sample"
-        chosen = torch.where(signs[:, 0] > 0, pairs[:, 0], pairs[:, 1])
-        rejected = torch.where(signs[:, 0] > 0, pairs[:, 1], pairs[:, 0])
-        shares = sum_by_sample(pack.weights, first)[starts].view(-1, 2).sum(1)  # 1 / number of pairs in the update
-        beta = settings.preference_beta
-        stats: Stats = {
-            "policy/entropy": mean_of(scores.entropy),
-            "preference/accuracy": mean_of(chosen > rejected),
-            "preference/margin": mean_of(beta * (chosen - rejected)),
-            "preference/chosen": mean_of(beta * chosen),
-            "preference/rejected": mean_of(beta * rejected),
-            **sampler_stats(old, pack),
-        }
-        return (pair_loss(chosen, rejected, beta) * shares).sum(), stats
+        nll = -scores.logprobs
+        stats: Stats = {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}
+        stats |= means_by_source("sft/nll", nll, pack.sample_of, pack.sources)
+        per_token = settings.sft_coef * nll
+        if pack.teacher_top is not None:
+            distance = teacher_distance(scores, pack, settings)
+            per_token = per_token + settings.teacher_coef * pack.teacher_top.temperature**2 * distance
+            stats["teacher/distance"] = mean_of(distance)
+        return (per_token * pack.weights).sum(), stats
 
     return loss
 
 
-def sft(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
-    """Supervised fine-tuning: the negative log-likelihood of each trained token."""
-    nll = -scores.logprobs
-    by_source = means_by_source("sft/nll", nll, pack.sample_of, pack.sources)
-    return (nll * pack.weights).sum(), {
-        "sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy), **by_source,
-    }  # fmt: skip
+def teacher_distance(scores: TokenScores, pack: Pack, settings: AlgorithmConfig) -> Tensor:
+    """How far the policy's distribution is from the teacher's in the place of each token, [M]."""
+    assert scores.at_teacher is not None and pack.teacher_top is not None
+    return DISTANCES[settings.teacher_signal](scores.at_teacher, pack.teacher_top.logprobs, settings.teacher_mix)

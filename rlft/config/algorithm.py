@@ -1,8 +1,11 @@
-"""algorithm: what is optimised. PRESETS is the table of algorithms: what each sets of the keys below."""
+"""algorithm: what is optimised.
+
+PRESETS is the table of algorithms: what each sets of the keys below. FROM_DATA are those that learn from data alone,
+where no sample is drawn."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
@@ -14,6 +17,9 @@ Correction = Literal["clip", "token", "sequence", "none"]
 Advantage = Literal["group", "parts", "leave_one_out", "batch", "batch_baseline", "gae", "accepted", "pairs", "none"]
 PolicyLoss = Literal["clip", "sequence_clip", "sample_clip", "cispo", "sapo", "vespo", "reinforce", "preference"]
 
+BY_TOKEN = ("ipo", "orpo", "simpo")  # preference losses on means over tokens
+WITHOUT_REFERENCE = ("orpo", "simpo")  # preference losses that know none
+_NO_REFERENCE = {"preference_reference": False}
 _GSPO = {"policy_loss": "sequence_clip", "clip_low": 3e-4, "clip_high": 4e-4}
 PRESETS: dict[str, dict[str, Any]] = {
     "grpo": {},
@@ -42,8 +48,44 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rft": {"advantage": "accepted", "advantage_scale": "none", "policy_loss": "reinforce"},
     "online_dpo": {"advantage": "pairs", "advantage_scale": "none", "policy_loss": "preference"},
     "distill": {"advantage": "none", "advantage_scale": "none", "teacher_coef": 1.0, "group_size": 1},
-    "sft": {},
+    "sft": {"sft_coef": 1.0},
+    "kd": {"teacher_coef": 1.0, "teacher_signal": "forward_kl"},
+    "dpo": {},
+    "ipo": {"preference_loss": "ipo"},
+    "cpo": {**_NO_REFERENCE, "sft_coef": 1.0},
+    "orpo": {**_NO_REFERENCE, "preference_loss": "orpo", "sft_coef": 1.0},
+    "simpo": {**_NO_REFERENCE, "preference_loss": "simpo", "preference_beta": 2.0},
+    "kto": {"preference_loss": "kto"},
+    "reward": {},
 }  # fmt: skip
+
+
+class FromData(NamedTuple):
+    """What an algorithm that draws no samples learns from, and the keys below that count there."""
+
+    rows: Literal["examples", "pairs", "labels"]
+    keys: tuple[str, ...]
+
+
+_EXAMPLES = FromData("examples", (
+    "loss_average", "neftune_alpha", "sft_coef", "teacher_coef", "teacher_signal", "teacher_top_k", "teacher_mix",
+    "teacher_temperature",
+))  # fmt: skip
+_PAIRS = FromData("pairs", (
+    "preference_loss", "preference_beta", "preference_smoothing", "preference_reference", "preference_per_token",
+    "preference_margin", "sft_coef",
+))  # fmt: skip
+FROM_DATA: dict[str, FromData] = {
+    "sft": _EXAMPLES,
+    "kd": _EXAMPLES,
+    "dpo": _PAIRS,
+    "ipo": _PAIRS,
+    "cpo": _PAIRS,
+    "orpo": _PAIRS,
+    "simpo": _PAIRS,
+    "kto": FromData("labels", ("preference_loss", "preference_beta", "good_weight", "bad_weight")),
+    "reward": FromData("pairs", ("centering",)),
+}
 
 
 class AlgorithmConfig(Section):
@@ -53,8 +95,10 @@ class AlgorithmConfig(Section):
     """`grpo` (Shao et al. 2024), `dr_grpo`, `bnpo`, `dapo`, `gdpo`, `gspo`, `luspo`, `cispo`, `sapo`, `vespo`: groups
     of samples compared with each other. `rloo`, `reinforce`, `reinforce_pp`, `reinforce_pp_baseline`: REINFORCE with
     baselines. `ppo`: with a critic. `rft`: sample, keep what the reward accepts, imitate it. `online_dpo`: pairs of the
-    best and the worst of a group. `distill`: a teacher scores what the student says. `sft`: supervised, no samples. Or
-    a policy loss of your own, `my_file.py:my_loss`."""
+    best and the worst of a group. `distill`: a teacher scores what the student says. Or a policy loss of your own,
+    `my_file.py:my_loss`. From data, without samples: `sft` (worked examples or documents), `kd` (a teacher's
+    distributions on them), `dpo`, `ipo`, `cpo`, `orpo`, `simpo` (pairs of a chosen and a rejected completion), `kto`
+    (completions labelled good or bad), `reward` (a reward model, from pairs)."""
     group_size: int = Field(default=8, ge=1)
     """Samples per prompt. What compares them with each other needs at least 2."""
     advantage: Advantage = "group"
@@ -110,14 +154,46 @@ class AlgorithmConfig(Section):
     entropy_share: float | None = Field(default=None, gt=0, lt=1)
     """Learn only from this share of tokens, those of highest entropy (0.2 in its paper). Empty: from all."""
     preference_loss: Literal[
-        "dpo", "robust", "hinge", "ipo", "exo", "nca", "sppo", "apo_zero", "apo_down", "discopop"
+        "dpo",
+        "robust",
+        "hinge",
+        "ipo",
+        "exo",
+        "nca",
+        "sppo",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "orpo",
+        "simpo",
+        "kto",
     ] = "dpo"
-    """For `preference`: see rlft.algorithms.preference."""
+    """The loss on a pair: see rlft.algorithms.preference. On single completions (`algorithm.type` kto): `kto` or
+    `apo_zero`."""
     preference_beta: float = Field(default=0.1, gt=0)
-    """For `preference`: how strongly the policy is held to the reference."""
+    """How strongly the policy is held to the reference; for `simpo` the scale of log-probs, for `orpo` the weight of
+    the odds ratio."""
     preference_smoothing: float | None = Field(default=None, gt=0, lt=0.5)
-    """For `dpo`, `robust` and `exo`: the share of pairs that are thought to be the wrong way round. Empty: none (exo:
-    0.001)."""
+    """For `dpo`, `robust`, `exo` and `simpo`: the share of pairs that are thought to be the wrong way round. Empty:
+    none (exo: 0.001)."""
+    preference_reference: bool = True
+    """Compare log-probs with those of the model that training began with. Without, it is not even loaded: `cpo`, and
+    `orpo` and `simpo` always."""
+    preference_per_token: bool = False
+    """Divide each completion's log-prob by its length. `ipo`, `orpo` and `simpo` always do."""
+    preference_margin: float = Field(default=1.0, ge=0)
+    """For `simpo`: by how much the chosen one's reward should be above the other's."""
+    sft_coef: float = Field(default=0.0, ge=0)
+    """Weight of the negative log-likelihood: for `sft` of the learned tokens, for pairs that of the chosen completions
+    beside the loss on pairs, the mean over each one's tokens."""
+    neftune_alpha: float = Field(default=0.0, ge=0)
+    """For `sft`: noise on the embeddings while training, up to this / sqrt(tokens * width); usual: 5 to 15. 0: none."""
+    good_weight: float = Field(default=1.0, gt=0)
+    """For `kto`: weight of completions labelled good. Times their number it should be near bad_weight times theirs."""
+    bad_weight: float = Field(default=1.0, gt=0)
+    """For `kto`: weight of completions labelled bad."""
+    centering: float = Field(default=0.0, ge=0)
+    """For `reward`: pulls the sum of a pair's scores to 0; usual: 0.01."""
     reference_every: int = Field(default=0, ge=0)
     """Every so many steps the reference becomes what the policy is then (iterative DPO). 0: it stays what it was."""
     teacher_coef: float = Field(default=0.0, ge=0)
@@ -130,6 +206,9 @@ class AlgorithmConfig(Section):
     """For distributions: how many of the teacher's tokens travel."""
     teacher_mix: float = Field(default=0.5, gt=0, lt=1)
     """For `js`: the teacher's share in the mixture of both."""
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """For `kd` and `sft`: temperature of both distributions; the distance counts times its square (Hinton et al.
+    2015)."""
     skip_flat_groups: bool = True
     """Leave out groups whose rewards are all equal: their advantage is 0. The averages still count their tokens, so
     with kl_coef 0 the update is the same and only time is saved."""

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from rlft.config.checks_algorithm import ALGORITHM_CHECKS
-from rlft.config.checks_mixture import check_mixture
-from rlft.config.derived import draws, generator_engine, mismatch_stop, shares_gpus, zero_stage
+from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
+from rlft.config.checks_mixture import NO_CUTTING, check_mixture
+from rlft.config.derived import draws, generator_engine, learns_from, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused import check_unused
 
-Purpose = Literal["train", "evaluate", "inspect"]
+# score: a model alone, on data that are given apart. inspect: data alone
+Purpose = Literal["train", "evaluate", "score", "inspect"]
 
 
 class Given(NamedTuple):
@@ -87,7 +88,7 @@ def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
         )
     if tiny.num_heads % tiny.num_kv_heads:
         yield Problem("model.tiny.num_kv_heads", f"{tiny.num_kv_heads} does not divide num_heads {tiny.num_heads}")
-    if config.algorithm.type != "sft" and config.generator.max_new_tokens >= tiny.max_length:
+    if draws(config) and config.generator.max_new_tokens >= tiny.max_length:
         yield Problem(
             "generator.max_new_tokens",
             f"{config.generator.max_new_tokens} leaves no room for a prompt in model.tiny.max_length {tiny.max_length}",
@@ -95,16 +96,17 @@ def check_tiny(config: Config, _: Given) -> Iterator[Problem]:
 
 
 def check_algorithm(config: Config, given: Given) -> Iterator[Problem]:
-    """What learns from samples of its own, when it is to learn."""
-    if config.algorithm.type != "sft" and given.purpose == "train":
-        for check in ALGORITHM_CHECKS:
+    """What is optimised, when it is to learn."""
+    if given.purpose == "train":
+        for check in ALGORITHM_CHECKS if draws(config) else FROM_DATA_CHECKS:
             yield from check(config)
 
 
 def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
-    """At least one reward function where samples are scored."""
-    learns = config.algorithm.type != "sft" and config.algorithm.advantage != "none"
-    needed = learns or given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
+    """At least one reward function where samples are scored; what is only evaluated may be compared with text."""
+    learns = draws(config) and config.algorithm.advantage != "none" and given.purpose == "train"
+    evaluates = given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
+    needed = learns or (evaluates and not config.evaluation.metrics and given.purpose != "score")
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(
             "rewards.functions",
@@ -116,7 +118,7 @@ def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
 def check_minibatches(config: Config, _: Given) -> Iterator[Problem]:
     """Minibatches divide the prompts of a step."""
     num, prompts = config.algorithm.num_minibatches, config.loop.prompts_per_step
-    if config.algorithm.type != "sft" and prompts % num:
+    if draws(config) and prompts % num:
         divisors = [str(n) for n in range(1, prompts + 1) if prompts % n == 0]
         yield Problem(
             "algorithm.num_minibatches",
@@ -178,6 +180,24 @@ def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
             f"{evaluation.samples_per_prompt} samples at evaluation.temperature 0 are all the same; set a temperature "
             "above 0",
         )
+    yield from _check_metrics(config)
+
+
+def _check_metrics(config: Config) -> Iterator[Problem]:
+    """Metrics of text and what they compare with, both or neither."""
+    metrics, column = config.evaluation.metrics, config.evaluation.reference_column
+    if metrics and column is None:
+        yield Problem(
+            "evaluation.reference_column",
+            f"is empty, but evaluation.metrics ({', '.join(metrics)}) compare with it; name the right texts' column",
+        )
+    if column is not None and not metrics:
+        yield Problem(
+            "evaluation.reference_column",
+            "has no effect, because evaluation.metrics is empty; name some, for instance [exact_match, f1]",
+        )
+    for name in sorted({name for name in metrics if metrics.count(name) > 1}):
+        yield Problem("evaluation.metrics", f"{name} is there twice; keep one")
 
 
 def check_trained(config: Config, _: Given) -> Iterator[Problem]:
@@ -229,7 +249,7 @@ def check_inline(config: Config, _: Given) -> Iterator[Problem]:
 def check_environment(config: Config, given: Given) -> Iterator[Problem]:
     """Actors only where there are some. `rlft eval` is one process whatever the run was."""
     environment = config.environment
-    if environment is None or given.purpose == "evaluate":
+    if environment is None or given.purpose != "train":
         return
     if config.cluster.mode == "inline" and environment.num_actors > 1:
         yield Problem(
@@ -240,7 +260,7 @@ def check_environment(config: Config, given: Given) -> Iterator[Problem]:
 
 def check_colocated(config: Config, _: Given) -> Iterator[Problem]:
     """Generators and learner ranks in pairs, one of each on a GPU, that take turns."""
-    if config.cluster.layout != "colocated" or config.algorithm.type == "sft":
+    if config.cluster.layout != "colocated" or not draws(config):
         return
     generator, learner = config.generator, config.learner
     if config.loop.max_staleness:
@@ -265,7 +285,7 @@ def check_colocated(config: Config, _: Given) -> Iterator[Problem]:
 def check_transport(config: Config, given: Given) -> Iterator[Problem]:
     """A way for weights that there can be between these two."""
     choice = config.cluster.weight_transport
-    if choice in ("auto", "memory") or config.algorithm.type == "sft" or given.purpose == "evaluate":
+    if choice in ("auto", "memory") or not draws(config) or given.purpose != "train":
         return
     ipc, gpus = choice == "ipc", {config.learner.gpus > 0, config.generator.gpus > 0}
     shared, stage = shares_gpus(config) and gpus == {True}, zero_stage(config.learner, config.model.dtype)
@@ -302,12 +322,8 @@ def check_data(config: Config, given: Given) -> Iterator[Problem]:
         yield Problem("data.path", f'"{config.data.path}" would be ignored, because dataset= was passed; keep one')
     if given.has_dataset and config.data.streaming:
         yield Problem("data.streaming", "has no effect, because dataset= was passed and is in memory; take it out")
-    if config.data.too_long == "truncate" and config.algorithm.type != "sft":
-        yield Problem(
-            "data.too_long",
-            "truncate cuts completions, and algorithm.type is not sft: a prompt that is cut asks something else; "
-            "expected error or drop",
-        )
+    if config.data.too_long == "truncate" and learns_from(config.algorithm) != "examples":
+        yield Problem("data.too_long", f"truncate {NO_CUTTING}")
 
 
 def check_places(config: Config, _: Given) -> Iterator[Problem]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
-from rlft.config.algorithm import PRESETS
-from rlft.config.derived import has_ratio, uses_critic, uses_reference
+from rlft.config.algorithm import PRESETS, WITHOUT_REFERENCE
+from rlft.config.derived import (
+    compares,
+    has_ratio,
+    learns_from,
+    makes_reward_model,
+    uses_critic,
+    uses_reference,
+    uses_teacher,
+)
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 
@@ -70,7 +78,7 @@ def check_policy_loss(config: Config) -> Iterator[Problem]:
 
 
 def check_kl(config: Config) -> Iterator[Problem]:
-    """A reward that the divergence can be taken off; a share of swapped labels for what is built on it."""
+    """A reward that the divergence can be taken off."""
     algorithm = config.algorithm
     if algorithm.kl_coef > 0 and algorithm.kl_in == "reward" and algorithm.advantage in ("parts", "accepted", "none"):
         yield Problem(
@@ -78,7 +86,28 @@ def check_kl(config: Config) -> Iterator[Problem]:
             f"reward, but algorithm.advantage {algorithm.advantage} does not look at the reward of single tokens; "
             "expected loss",
         )
-    if algorithm.preference_loss == "robust" and algorithm.preference_smoothing is None:
+
+
+def check_preference(config: Config) -> Iterator[Problem]:
+    """A loss on pairs for pairs, with a reference if it needs one, and a share of swapped labels for what is built on
+    it."""
+    algorithm = config.algorithm
+    loss = algorithm.preference_loss
+    if learns_from(algorithm) == "labels" and loss not in ("kto", "apo_zero"):
+        yield Problem(
+            "algorithm.preference_loss",
+            f"{loss} compares two completions, but algorithm.type {algorithm.type} learns from single ones; expected "
+            "kto or apo_zero",
+        )
+    if not compares(algorithm) or makes_reward_model(config):
+        return
+    if loss == "kto":
+        yield Problem(
+            "algorithm.preference_loss", "kto looks at single completions; expected algorithm.type kto for it"
+        )
+    if loss in WITHOUT_REFERENCE and algorithm.preference_reference:
+        yield Problem("algorithm.preference_reference", f"true, but {loss} compares with no reference; expected false")
+    if loss == "robust" and algorithm.preference_smoothing is None:
         yield Problem(
             "algorithm.preference_smoothing", "is empty, and then robust is dpo; give the share of pairs that are wrong"
         )
@@ -86,11 +115,19 @@ def check_kl(config: Config) -> Iterator[Problem]:
 
 def check_teacher(config: Config) -> Iterator[Problem]:
     """A teacher where one is learned from."""
-    if config.algorithm.teacher_coef > 0 and config.teacher.path is None:
+    if uses_teacher(config) and config.teacher.path is None:
         yield Problem(
             "teacher.path", "is empty, but algorithm.teacher_coef is above 0: name a model with the same vocabulary"
         )
-    if config.algorithm.advantage == "none" and config.algorithm.teacher_coef == 0:
+    algorithm = config.algorithm
+    if learns_from(algorithm) == "examples":
+        if algorithm.teacher_coef == 0 and algorithm.sft_coef == 0:
+            yield Problem("algorithm.sft_coef", "0, and there is no teacher: nothing would be learned")
+        if algorithm.teacher_coef > 0 and algorithm.teacher_signal == "sampled":
+            yield Problem(
+                "algorithm.teacher_signal", "sampled asks for samples; from data expected forward_kl, reverse_kl or js"
+            )
+    elif algorithm.advantage == "none" and algorithm.teacher_coef == 0:
         yield Problem("algorithm.advantage", "none learns from nothing: no reward counts and there is no teacher")
 
 
@@ -113,5 +150,7 @@ def check_critic(config: Config) -> Iterator[Problem]:
 
 
 ALGORITHM_CHECKS = (
-    check_type, check_comparison, check_policy_loss, check_kl, check_teacher, check_reference, check_critic,
+    check_type, check_comparison, check_policy_loss, check_kl, check_preference, check_teacher, check_reference,
+    check_critic,
 )  # fmt: skip
+FROM_DATA_CHECKS = (check_preference, check_teacher)

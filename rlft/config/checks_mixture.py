@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlft.config.derived import learns_from
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 
-_FOR_SFT = ("completion_column", "document_column", "train_on")
+NO_CUTTING = "cuts completions, and only sft and kd learn from a part of one; expected error or drop"
+_ROWS = {  # keys by the rows that they are of, as in unused.py
+    "examples": ("completion_column", "document_column", "train_on"),
+    "pairs": ("chosen_column", "rejected_column", "unusable"),
+    "labels": ("completion_column", "label_column"),
+}
 
 
 def check_mixture(config: Config, has_dataset: bool = False) -> Iterator[Problem]:
@@ -38,16 +44,15 @@ def check_mixture(config: Config, has_dataset: bool = False) -> Iterator[Problem
 
 def _check_keys(config: Config, i: int) -> Iterator[Problem]:
     source = config.data.mixture[i]
-    if config.algorithm.type != "sft":
-        for name in _FOR_SFT:
-            if getattr(source, name) is not None:
-                reason = "algorithm.type is not sft, so completions are drawn and not read"
-                yield Problem(f"data.mixture.{i}.{name}", f"has no effect, because {reason}; take it out")
-        if source.too_long == "truncate":
-            yield Problem(
-                f"data.mixture.{i}.too_long",
-                "truncate cuts completions, and algorithm.type is not sft; expected error or drop",
-            )
+    kind = learns_from(config.algorithm)
+    read = _ROWS[kind] if kind else ()
+    reads = f"reads {kind}" if kind else "draws completions and does not read them"
+    for name in dict.fromkeys(name for names in _ROWS.values() for name in names):
+        if name not in read and getattr(source, name) is not None:
+            reason = f"algorithm.type {config.algorithm.type} {reads}"
+            yield Problem(f"data.mixture.{i}.{name}", f"has no effect, because {reason}; take it out")
+    if source.too_long == "truncate" and kind != "examples":
+        yield Problem(f"data.mixture.{i}.too_long", f"truncate {NO_CUTTING}")
     for name, whole in (("chat_template", "model.chat_template"), ("system_prompt", "data.system_prompt")):
         if config.environment is not None and getattr(source, name) is not None:
             yield Problem(

@@ -26,6 +26,12 @@ class SourceConfig(Section):
     """As data.completion_column."""
     document_column: str | None = None
     """As data.document_column."""
+    chosen_column: str | None = None
+    """As data.chosen_column."""
+    rejected_column: str | None = None
+    """As data.rejected_column."""
+    label_column: str | None = None
+    """As data.label_column."""
     system_prompt: str | None = None
     """As data.system_prompt."""
     apply_chat_template: bool | None = None
@@ -36,6 +42,8 @@ class SourceConfig(Section):
     """As data.train_on."""
     too_long: Literal["error", "drop", "truncate"] | None = None
     """As data.too_long."""
+    unusable: Literal["error", "drop"] | None = None
+    """As data.unusable."""
     max_rows: int | None = Field(default=None, ge=1)
     """As data.max_rows."""
 
@@ -56,7 +64,13 @@ class DataConfig(Section):
     prompt_column: str | None = None
     """Column with the prompt (text or messages). Found by itself when it has one of the usual names."""
     completion_column: str | None = None
-    """Column with the completion, for SFT. Found by itself when it has one of the usual names."""
+    """Column with the completion, for SFT and KTO. Found by itself when it has one of the usual names."""
+    chosen_column: str = "chosen"
+    """For pairs: column with the better completion (text, messages, or a whole conversation with the prompt in it)."""
+    rejected_column: str = "rejected"
+    """For pairs: column with the worse completion, in the same form."""
+    label_column: str = "label"
+    """For KTO: column that says whether the completion is good (true or false, 1 or 0)."""
     document_column: str | None = None
     """Column with whole texts, for continued pretraining (`sft`): all of each is learned, in pieces that fit the window
     where it is longer. Found by itself when it is `text` and no column looks like a prompt."""
@@ -68,8 +82,11 @@ class DataConfig(Section):
     """For SFT, what is learned: every answer of a conversation, its last alone, or all tokens, the prompt's too. Of
     plain text, `assistant` and `last` are the completion."""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it, and for SFT with an
-    example that does not fit the window: stop, leave it out, or (SFT) cut the completion where the window ends."""
+    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it, and with a row of
+    what learns from data that does not fit the window: stop, leave it out, or (SFT) cut the completion where the window
+    ends."""
+    unusable: Literal["error", "drop"] = "error"
+    """What to do with rows that teach nothing: a pair whose two completions are the same."""
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     streaming: bool = False
@@ -86,8 +103,12 @@ class DataConfig(Section):
     the sizes, more is more even."""
 
 
+TextMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu"]
+
+
 class EvaluationConfig(Section):
-    """evaluation: accuracy and pass@k on held-out prompts, with the run's generator and rewards."""
+    """evaluation: accuracy and pass@k on held-out prompts, with the run's generator and rewards; for what learns from
+    data, likelihood (`sft`) or accuracy (pairs) on held-out rows."""
 
     path: str | None = None
     """Held-out file, read like data.path. Empty: no evaluation."""
@@ -98,8 +119,19 @@ class EvaluationConfig(Section):
     every: int = Field(default=0, ge=0)
     """Evaluate every so many steps; 0: only before the first and after the last step."""
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Completions per prompt, k of pass@k. More than 1 needs a temperature above 0."""
+    """Completions per prompt, the largest k of pass@k; 2, 4, 8 ... below it are reported too. More than 1 needs a
+    temperature above 0."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature; 0 takes the most likely token."""
     pass_threshold: float = 1.0
     """A completion passes when its reward is at least this."""
+    metrics: list[TextMetric] = []
+    """Compare completions with reference_column too. `exact_match` and `f1` (of words): without case, punctuation and
+    a, an, the, as in SQuAD. `rouge1`, `rouge2`, `rougeL`: F-measures. `bleu`: of all completions together, 0 to 100.
+    ROUGE and BLEU need `pip install 'rlft[eval]'`."""
+    reference_column: str | None = None
+    """For metrics: the column with the right text, or a list of right texts of which the best counts."""
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to evaluate after so many of `steps` steps."""
+        return step >= steps or (self.every > 0 and step % self.every == 0)

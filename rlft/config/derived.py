@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from rlft.config.algorithm import AlgorithmConfig, Correction
+from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, Correction
 from rlft.config.roles import TrainedConfig
 from rlft.config.schema import Config
 
@@ -36,8 +36,23 @@ def has_ratio(algorithm: AlgorithmConfig) -> bool:
 
 
 def loss_average(algorithm: AlgorithmConfig) -> str:
-    """How tokens are weighed; in losses on pairs every sample weighs the same, and so every pair."""
-    return "sequence" if algorithm.policy_loss == "preference" else algorithm.loss_average
+    """How tokens are weighed; in losses on whole completions every sample weighs the same, and so every pair."""
+    return "sequence" if compares(algorithm) or learns_from(algorithm) == "labels" else algorithm.loss_average
+
+
+def learns_from(algorithm: AlgorithmConfig) -> str | None:
+    """The kind of rows that it learns from: examples, pairs or labels. None where samples are drawn."""
+    return FROM_DATA[algorithm.type].rows if algorithm.type in FROM_DATA else None
+
+
+def compares(algorithm: AlgorithmConfig) -> bool:
+    """Whether the loss is one on pairs of samples."""
+    return learns_from(algorithm) == "pairs" or (draws_samples(algorithm) and algorithm.policy_loss == "preference")
+
+
+def makes_reward_model(config: Config) -> bool:
+    """Whether what is trained gives a score and no text."""
+    return config.algorithm.type == "reward"
 
 
 def flat_is_useless(algorithm: AlgorithmConfig) -> bool:
@@ -50,12 +65,18 @@ def flat_is_useless(algorithm: AlgorithmConfig) -> bool:
 
 def uses_reference(config: Config) -> bool:
     """Whether a scorer with the reference policy is started."""
-    return draws(config) and (config.algorithm.kl_coef > 0 or config.algorithm.policy_loss == "preference")
+    algorithm = config.algorithm
+    if makes_reward_model(config) or learns_from(algorithm) == "examples":
+        return False
+    if learns_from(algorithm) == "labels":
+        return True
+    return algorithm.preference_reference if compares(algorithm) else algorithm.kl_coef > 0
 
 
 def uses_teacher(config: Config) -> bool:
     """Whether a teacher is started."""
-    return draws(config) and config.algorithm.teacher_coef > 0
+    learns = learns_from(config.algorithm) in (None, "examples")
+    return learns and config.algorithm.teacher_coef > 0
 
 
 def uses_critic(config: Config) -> bool:
@@ -65,7 +86,12 @@ def uses_critic(config: Config) -> bool:
 
 def draws(config: Config) -> bool:
     """Whether the run learns from samples of its own."""
-    return config.algorithm.type != "sft"
+    return draws_samples(config.algorithm)
+
+
+def draws_samples(algorithm: AlgorithmConfig) -> bool:
+    """Whether it learns from samples of its own."""
+    return algorithm.type not in FROM_DATA
 
 
 def environment_weight(config: Config) -> float | None:

@@ -55,9 +55,9 @@ class Key(NamedTuple):
 
 
 @cache
-def schema_keys() -> dict[str, Key]:
+def schema_keys(root: type[Section] = Config) -> dict[str, Key]:
     """Every key of the schema by its path, sections included, in the schema's order."""
-    return {key.path: key for key in _keys_of(Config, "")}
+    return {key.path: key for key in _keys_of(root, "")}
 
 
 def _keys_of(section: type[Section], prefix: str) -> Iterator[Key]:
@@ -126,6 +126,8 @@ def _words(annotation: Any) -> str:
         return ("one of " if len(args) > 1 else "") + ", ".join(str(arg) for arg in args)
     if origin in (Union, types.UnionType):
         return " or ".join(_words(arg) for arg in args)
+    if origin is list and get_origin(args[0]) is Literal:
+        return f"a list of any of {', '.join(map(str, get_args(args[0])))}"
     if origin is list:
         return "a list of sections" if section_in(annotation) else f"a list of {_plural(args[0])}"
     if origin is tuple:
@@ -139,7 +141,7 @@ def _plural(annotation: Any) -> str:
     return {int: "integers", float: "numbers", str: "texts"}.get(annotation, "values")
 
 
-def suggest(path: str) -> str | None:
+def suggest(path: str, root: type[Section] = Config) -> str | None:
     """The key that was probably meant by an unknown one, over the whole schema; None when nothing is near.
 
     The last word decides, the section before it breaks ties: `groupsize`, `group_size` and `learner.group_size` all
@@ -148,7 +150,7 @@ def suggest(path: str) -> str | None:
     parts = path.split(".")
     wanted, section = _plain(parts[-1]), generic(parts[:-1])
     best, best_score = None, 0.0
-    for candidate in schema_keys():
+    for candidate in schema_keys(root):
         head, _, last = candidate.rpartition(".")
         score = _likeness(wanted, _plain(last))
         if score < 0.75 and not (len(wanted) >= 4 and head == section and _plain(last).startswith(wanted)):
@@ -156,7 +158,8 @@ def suggest(path: str) -> str | None:
         score += 0.3 if head == section else 0.2 * difflib.SequenceMatcher(None, section, head).ratio()
         if score > best_score:
             best, best_score = candidate, score
-    if best_score < 1 and (other := {_plain(name): key for name, key in OTHER_NAMES.items()}.get(wanted)):
+    others = {_plain(name): key for name, key in OTHER_NAMES.items() if key in schema_keys(root)}
+    if best_score < 1 and (other := others.get(wanted)):
         return other
     indices = iter([part for part in parts if part.isdigit()])
     return best and ".".join(next(indices, "0") if part == "N" else part for part in best.split("."))

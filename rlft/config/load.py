@@ -1,4 +1,5 @@
 """A YAML file (or a mapping) and overrides become a Config, or one UserError that names everything that is wrong.
+`load_section` does the same for files with a schema of their own.
 
 Order: read the YAML, put the overrides in, validate types (pydantic), check what pydantic cannot see (checks.py). Each
 stage adds its problems to one list, so nobody mends a file one error at a time.
@@ -8,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -24,6 +25,7 @@ from rlft.config.yaml_text import Path, YamlError, dotted, read_yaml, write_yaml
 from rlft.errors import UserError
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Config
+S = TypeVar("S", bound=Section)
 
 
 def load_config(
@@ -38,21 +40,51 @@ def load_config(
     """The configuration in a YAML file, a mapping or a Config, with overrides on top.
 
     Overrides are words as on the command line (`["--loop.steps", "3"]`, `["loop.steps=3"]`) or a mapping
-    (`{"loop.steps": 3}`). `purpose` "evaluate" leaves out what only training cares about, "inspect" what data do not
-    care about; `need_data` makes an empty data.path an error; `has_rewards` and `has_dataset` say that the caller
-    brings them from Python. Raises UserError with every problem at once.
+    (`{"loop.steps": 3}`). `purpose` "evaluate" leaves out what only training cares about, "score" also what only
+    samples and rewards need, "inspect" all but what data need; `need_data` makes an empty data.path an error;
+    `has_rewards` and `has_dataset` say that the caller brings them from Python. Raises UserError with every problem at
+    once.
     """
     tree, origins, problems, file = _read(source)
-    problems += apply_overrides(tree, origins, overrides)
-    config, found = _validate(tree)
+    if file and isinstance(tree.get("run", {}), dict | None):
+        tree["run"] = {"name": FilePath(file).stem} | (tree.get("run") or {})
+    return _checked(
+        Config,
+        (tree, origins, problems, file),
+        overrides,
+        lambda config: find_problems(config, purpose, need_data, has_rewards, has_dataset),
+    )
+
+
+def load_section(
+    root: type[S],
+    file: str | os.PathLike[str],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    check: Callable[[S], Iterable[Problem]],
+) -> S:
+    """What a YAML file with the keys of `root` says, with overrides on top. `check` finds what pydantic cannot see.
+    Raises UserError with every problem at once."""
+    return _checked(root, _read(file), overrides, check)
+
+
+def _checked(
+    root: type[S],
+    read: tuple[dict[str, Any], Origins, list[Problem], str],
+    overrides: Sequence[str] | Mapping[str, Any],
+    check: Callable[[S], Iterable[Problem]],
+) -> S:
+    tree, origins, problems, file = read
+    problems += apply_overrides(tree, origins, overrides, root)
+    section, found = _validate(root, tree)
     problems += found
-    if config is not None:
-        touched = {key for problem in problems for key in (problem.key, suggest(problem.key) or "") if key}
-        across = find_problems(config, purpose, need_data, has_rewards, has_dataset)
-        problems += [problem for problem in across if not _follows(problem, touched)]
-    if problems or config is None:
+    if section is not None:
+        wrong = {problem.key for problem in problems} | {re.sub(r"\.\d+$", "", problem.key) for problem in problems}
+        touched = {key for name in wrong for key in (name, suggest(name, root) or "") if key}
+        problems += [problem for problem in check(section) if not _follows(problem, touched)]
+    if problems or section is None:
         raise UserError(_message(problems, origins, file))
-    return config
+    return section
 
 
 def _follows(problem: Problem, touched: set[str]) -> bool:
@@ -66,10 +98,10 @@ def dump_config(config: Config) -> str:
     return write_yaml(config.model_dump(mode="json"))
 
 
-def describe_schema() -> str:
+def describe_schema(root: type[Section] = Config) -> str:
     """Every key with its type, its default and its sentence, for people."""
     lines = []
-    for key in schema_keys().values():
+    for key in schema_keys(root).values():
         required = key.field.is_required()
         default = None if required else key.field.get_default(call_default_factory=True)
         if isinstance(default, Section):
@@ -108,9 +140,6 @@ def _read(source: Source) -> tuple[dict[str, Any], Origins, list[Problem], str]:
         tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections (model:, data:, ...) with keys below them, found {show(tree)}")
-    run = tree.get("run", {})
-    if isinstance(run, dict | None):
-        tree["run"] = {"name": path.stem} | (run or {})
     return tree, origins, problems, str(path)
 
 
@@ -140,26 +169,26 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _prepare(tree: Any, path: Path = ()) -> Any:
+def _prepare(root: type[Section], tree: Any, path: Path = ()) -> Any:
     """The tree as pydantic's strict mode wants it: an empty section (`generator:` with nothing below) is {}, and a
     list is a tuple where the schema has one."""
-    key = schema_keys().get(generic(path)) if path else None
+    key = schema_keys(root).get(generic(path)) if path else None
     if isinstance(tree, dict):
-        return {name: _prepare(inner, (*path, name)) for name, inner in tree.items()}
+        return {name: _prepare(root, inner, (*path, name)) for name, inner in tree.items()}
     if isinstance(tree, list):
-        items = [_prepare(item, (*path, index)) for index, item in enumerate(tree)]
+        items = [_prepare(root, item, (*path, index)) for index, item in enumerate(tree)]
         return tuple(items) if key and isinstance(key.field.default, tuple) else items
     if tree is None and key and isinstance(key.field.default, Section):
         return {}
     return tree
 
 
-def _validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
-    """The Config and what is wrong with its keys. With the wrong keys left out there is mostly still a Config, so that
+def _validate(root: type[S], tree: dict[str, Any]) -> tuple[S | None, list[Problem]]:
+    """The section and what is wrong with its keys. With the wrong keys left out there is mostly still one, so that
     the checks across keys can run too."""
-    data = _prepare(_plain(tree))
+    data = _prepare(root, _plain(tree))
     try:
-        return Config.model_validate(data, strict=True), []
+        return root.model_validate(data, strict=True), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
     problems: dict[str, Problem] = {}
@@ -168,14 +197,14 @@ def _validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
         missing = item["type"] == "missing" and isinstance(item["loc"][-1], str)  # an index: the list is too short
         path = _real_path(item["loc"], data, missing)
         kind = "missing" if missing else "wrong" if item["type"] == "missing" else item["type"]
-        problems.setdefault(dotted(path), _problem(path, kind, item["input"], str(item["msg"])))
+        problems.setdefault(dotted(path), _problem(root, path, kind, item["input"], str(item["msg"])))
         wrong.add(path[:-1] if missing else path)
     for path in sorted(
         wrong, key=lambda path: [str(part).zfill(6) for part in path], reverse=True
     ):  # lists from the end
         _remove(data, path)
     try:
-        return Config.model_validate(data, strict=True), list(problems.values())
+        return root.model_validate(data, strict=True), list(problems.values())
     except ValidationError:
         return None, list(problems.values())
 
@@ -208,16 +237,16 @@ def _holds(data: Any, part: str | int) -> bool:
     return isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
 
 
-def _problem(path: Path, kind: str, found: Any, message: str) -> Problem:
+def _problem(root: type[Section], path: Path, kind: str, found: Any, message: str) -> Problem:
     name = dotted(path)
-    key = schema_keys().get(generic(path))
-    if kind == "extra_forbidden" or (key is None and kind != "missing" and not _inside_leaf(path)):
-        return Problem(name, _unknown(path))
+    key = schema_keys(root).get(generic(path))
+    if kind == "extra_forbidden" or (key is None and kind != "missing" and not _inside_leaf(root, path)):
+        return Problem(name, _unknown(root, path))
     if kind == "missing":
         return Problem(name, f"is required and not there; expected {expected(key.field) if key else 'a value'}")
     while key is None and path:  # an entry of a list or mapping: say what the whole key takes
         path = path[:-1]
-        key = schema_keys().get(generic(path))
+        key = schema_keys(root).get(generic(path))
     if key is None:
         return Problem(name, message)
     hint = ""
@@ -228,14 +257,14 @@ def _problem(path: Path, kind: str, found: Any, message: str) -> Problem:
     return Problem(name, f"found {show(found)}, expected {expected(key.field)}{hint}")
 
 
-def _inside_leaf(path: Path) -> bool:
+def _inside_leaf(root: type[Section], path: Path) -> bool:
     """Whether the path leads into a key of the schema that holds a list or a free mapping."""
-    above = (schema_keys().get(generic(path[:length])) for length in range(1, len(path)))
+    above = (schema_keys(root).get(generic(path[:length])) for length in range(1, len(path)))
     return any(key is not None and (key.section is None or is_list(key.field.annotation)) for key in above)
 
 
-def _unknown(path: Path) -> str:
-    meant = suggest(dotted(path))
+def _unknown(root: type[Section], path: Path) -> str:
+    meant = suggest(dotted(path), root)
     if meant == dotted(path):
         meant = None
     if meant:
@@ -243,7 +272,7 @@ def _unknown(path: Path) -> str:
         return f"unknown key; did you mean {meant}?{nested}"
     above = generic(path[:-1])
     prefix = f"{above}." if above else ""
-    names = [key.removeprefix(prefix) for key in schema_keys() if key.startswith(prefix)]
+    names = [key.removeprefix(prefix) for key in schema_keys(root) if key.startswith(prefix)]
     names = [name for name in names if "." not in name]
     return f"unknown key; {above or 'the top level'} has {', '.join(names)}"
 

@@ -12,6 +12,7 @@ from typing import Any
 from rlft.config.base import Section
 from rlft.config.keys import generic, is_list, is_text, schema_keys
 from rlft.config.problems import Problem, show
+from rlft.config.schema import Config
 from rlft.config.yaml_text import Path, YamlError, dotted, read_yaml
 
 Origins = dict[Path, str]  # where each key was set: "file.yaml:3" or "--loop.steps"
@@ -34,9 +35,13 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def apply_overrides(
-    tree: dict[str, Any], origins: Origins, overrides: Sequence[str] | Mapping[str, Any]
+    tree: dict[str, Any],
+    origins: Origins,
+    overrides: Sequence[str] | Mapping[str, Any],
+    root: type[Section] = Config,
 ) -> list[Problem]:
-    """Put the overrides into `tree`, in order, and their origins into `origins`. Returns what could not be done."""
+    """Put the overrides into `tree`, which has the keys of `root`, in order, and their origins into `origins`. Returns
+    what could not be done."""
     if isinstance(overrides, str):
         overrides = shlex.split(overrides)
     problems: list[Problem] = []
@@ -46,12 +51,12 @@ def apply_overrides(
         pairs = _pairs([str(word) for word in overrides], problems)
     for key, value in pairs:
         where = f"--{key}"
-        path = _path(key)
+        path = _path(key, root)
         if isinstance(overrides, Mapping) or isinstance(value, Problem):
             problem = value if isinstance(value, Problem) else None
         else:
-            value, problem = _read_value(path, value)
-        problem = problem or _put(tree, path, value)
+            value, problem = _read_value(path, value, root)
+        problem = problem or _put(tree, path, value, root)
         if problem:
             problems.append(problem._replace(key=key, where=where))
             continue
@@ -83,13 +88,13 @@ def _pairs(words: list[str], problems: list[Problem]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _path(key: str) -> Path:
+def _path(key: str, root: type[Section]) -> Path:
     """ "loop.max-staleness" -> ("loop", "max_staleness"). Names inside free mappings (resources, args) stay as they
     are."""
     path: list[str | int] = []
     for part in key.split("."):
         above = generic(tuple(path))
-        parent = schema_keys().get(above.removesuffix(".N"))
+        parent = schema_keys(root).get(above.removesuffix(".N"))
         in_list = parent is not None and is_list(parent.field.annotation) and not above.endswith(".N")
         if in_list and part.isdigit():
             path.append(int(part))
@@ -99,8 +104,8 @@ def _path(key: str) -> Path:
     return tuple(path)
 
 
-def _read_value(path: Path, text: str) -> tuple[Any, Problem | None]:
-    key = schema_keys().get(generic(path))
+def _read_value(path: Path, text: str, root: type[Section]) -> tuple[Any, Problem | None]:
+    key = schema_keys(root).get(generic(path))
     if key and is_text(key.field.annotation) and text not in ("null", "~", ""):
         return text, None
     try:
@@ -109,7 +114,7 @@ def _read_value(path: Path, text: str) -> tuple[Any, Problem | None]:
         return None, Problem("", f'the value "{text}" is not YAML: {error}')
 
 
-def _put(tree: dict[str, Any], path: Path, value: Any) -> Problem | None:
+def _put(tree: dict[str, Any], path: Path, value: Any, root: type[Section]) -> Problem | None:
     """Set one value, making the sections on the way."""
     node: Any = tree
     for depth, part in enumerate(path):
@@ -131,11 +136,11 @@ def _put(tree: dict[str, Any], path: Path, value: Any) -> Problem | None:
         inside = node[key] if isinstance(node, list) else node.get(key)
         if isinstance(inside, Section):
             inside = inside.model_dump(exclude_unset=True)
-        node[key] = ([] if _begins_list(path[: depth + 1]) else {}) if inside is None else inside
+        node[key] = ([] if _begins_list(path[: depth + 1], root) else {}) if inside is None else inside
         node = node[key]
     return None
 
 
-def _begins_list(path: Path) -> bool:
-    key = schema_keys().get(generic(path))
+def _begins_list(path: Path, root: type[Section]) -> bool:
+    key = schema_keys(root).get(generic(path))
     return key is not None and is_list(key.field.annotation)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlft.config.derived import uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import draws, uses_critic, uses_reference, uses_teacher
 from rlft.config.problems import Problem, near_files
 from rlft.config.schema import Config
 
@@ -73,16 +73,16 @@ def _gpus_by_role(config: Config) -> dict[str, float]:
     """GPUs of the roles that will be started, by key."""
     learner, generator, rewards, scorer = config.learner, config.generator, config.rewards, config.scorer
     wanted = {"learner.gpus": learner.num_ranks * learner.gpus}
-    if config.algorithm.type != "sft":
+    if uses_reference(config):
+        wanted["scorer.gpus"] = scorer.num_actors * scorer.gpus
+    if uses_teacher(config):
+        wanted["teacher.gpus"] = config.teacher.num_actors * config.teacher.gpus
+    if draws(config):
         if config.cluster.layout != "colocated":  # then they are the learner's
             wanted["generator.gpus"] = generator.num_actors * generator.gpus
         wanted["rewards.gpus"] = rewards.num_actors * rewards.gpus
         if config.environment is not None:
             wanted["environment.gpus"] = config.environment.num_actors * config.environment.gpus
-        if uses_reference(config):
-            wanted["scorer.gpus"] = scorer.num_actors * scorer.gpus
-        if uses_teacher(config):
-            wanted["teacher.gpus"] = config.teacher.num_actors * config.teacher.gpus
         if uses_critic(config):
             wanted["critic.gpus"] = config.critic.num_ranks * config.critic.gpus
     return wanted

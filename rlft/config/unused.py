@@ -9,40 +9,54 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
 
-from rlft.config.algorithm import AlgorithmConfig
+from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, FromData
 from rlft.config.base import Section
-from rlft.config.derived import generator_engine
+from rlft.config.derived import draws, generator_engine, uses_reference
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused_algorithm import ALGORITHM_RULES, Rule
 
+_DRAWING = (  # what only drawn samples need
+    "generator.*", "environment.*", "rewards.*", "critic.*", "loop.max_staleness", "loop.in_flight",
+    "loop.probe_*", "loop.mismatch_*", "cluster.layout", "cluster.weight_transport", "tracking.rollouts_every",
+    "evaluation.samples_per_prompt", "evaluation.temperature", "evaluation.pass_threshold",
+    "evaluation.metrics", "evaluation.reference_column",
+)  # fmt: skip
+_ROWS = {  # columns, by the rows that they are of
+    "examples": ("data.completion_column", "data.document_column", "data.train_on"),
+    "pairs": ("data.chosen_column", "data.rejected_column", "data.unusable"),
+    "labels": ("data.completion_column", "data.label_column"),
+}
+
+
+def _from_data(name: str, learning: FromData) -> Iterator[Rule]:
+    """What has no effect where no samples are drawn."""
+    others = {key for keys in _ROWS.values() for key in keys}.difference(_ROWS[learning.rows])
+    keys = [f"algorithm.{key}" for key in AlgorithmConfig.model_fields if key not in ("type", *learning.keys)]
+    yield Rule(
+        lambda config: config.algorithm.type == name,
+        (*keys, *_DRAWING),
+        f"algorithm.type is {name}, which draws no samples"
+        if learning.rows == "examples"
+        else f"algorithm.type is {name}, which learns from {learning.rows} of the data",
+    )
+    yield Rule(
+        lambda config: config.algorithm.type == name, tuple(others), f"algorithm.type {name} reads {learning.rows}"
+    )
+
+
 # The first rule that names a key explains it.
 RULES = (
+    *(rule for name, learning in FROM_DATA.items() for rule in _from_data(name, learning)),
     Rule(
-        lambda config: config.algorithm.type == "sft",
-        (
-            "generator.*",
-            "environment.*",
-            "rewards.*",
-            "scorer.*",
-            "evaluation.*",
-            "teacher.*",
-            "critic.*",
-            *(f"algorithm.{name}" for name in AlgorithmConfig.model_fields if name not in ("type", "loss_average")),
-            "loop.max_staleness",
-            "loop.in_flight",
-            "cluster.layout",
-            "cluster.weight_transport",
-            "loop.probe_*",
-            "loop.mismatch_*",
-            "tracking.rollouts_every",
-        ),
-        "algorithm.type is sft, which draws no samples",
+        lambda config: draws(config),
+        tuple(key for keys in _ROWS.values() for key in keys),
+        "algorithm.type draws completions and does not read them (sft, dpo, kto and others do)",
     ),
     Rule(
-        lambda config: config.algorithm.type != "sft",
-        ("data.completion_column", "data.document_column", "data.train_on"),
-        "algorithm.type is not sft, so completions are drawn and not read",
+        lambda config: not draws(config) and not uses_reference(config),
+        ("scorer.*",),
+        "nothing is compared with a reference",
     ),
     Rule(
         lambda config: not config.data.mixture,

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rlft.config.algorithm import AlgorithmConfig
-from rlft.config.derived import flat_is_useless, has_ratio, off_policy_correction, uses_reference
+from rlft.config.algorithm import BY_TOKEN, AlgorithmConfig
+from rlft.config.derived import (
+    draws_samples,
+    flat_is_useless,
+    has_ratio,
+    off_policy_correction,
+    uses_reference,
+    uses_teacher,
+)
 from rlft.config.schema import Config
 
 
@@ -26,17 +33,23 @@ def _algorithm(applies: Callable[[AlgorithmConfig], bool], keys: str, because: s
 ALGORITHM_RULES = (
     _algorithm(
         lambda a: ":" in a.type,
-        "policy_loss clip_low clip_high dual_clip ratio_cap preference_*",
+        "policy_loss clip_low clip_high dual_clip ratio_cap preference_* sft_coef",
         "algorithm.type is a function of your own, which is the policy loss",
     ),
     _algorithm(
-        lambda a: a.policy_loss == "preference",
+        lambda a: draws_samples(a) and a.policy_loss == "preference",
         "clip_* dual_clip ratio_cap loss_average kl_* entropy_* off_policy_* teacher_* advantage_scale turn_credit",
         "algorithm.policy_loss is preference, a loss on pairs of samples",
     ),
     Rule(
-        lambda config: config.algorithm.teacher_coef == 0,
-        ("teacher.*", "algorithm.teacher_signal", "algorithm.teacher_top_k", "algorithm.teacher_mix"),
+        lambda config: not uses_teacher(config),
+        (
+            "teacher.*",
+            "algorithm.teacher_signal",
+            "algorithm.teacher_top_k",
+            "algorithm.teacher_mix",
+            "algorithm.teacher_temperature",
+        ),
         "algorithm.teacher_coef is 0, so no teacher is started",
     ),
     Rule(
@@ -62,11 +75,26 @@ ALGORITHM_RULES = (
         ("algorithm.turn_credit",),
         "there is no environment, and so one turn",
     ),
-    _algorithm(lambda a: a.policy_loss != "preference", "preference_*", "algorithm.policy_loss is not preference"),
     _algorithm(
-        lambda a: a.preference_loss not in ("dpo", "robust", "exo"),
+        lambda a: draws_samples(a) and a.policy_loss != "preference",
+        "preference_* sft_coef",
+        "algorithm.policy_loss is not preference",
+    ),
+    _algorithm(
+        draws_samples,
+        "good_weight bad_weight centering neftune_alpha teacher_temperature",
+        "algorithm.type draws samples, at generator.temperature; only what learns from data knows such a thing",
+    ),
+    _algorithm(
+        lambda a: a.preference_loss not in ("dpo", "robust", "exo", "simpo"),
         "preference_smoothing",
-        "algorithm.preference_loss knows no such thing; dpo, robust and exo do",
+        "algorithm.preference_loss knows no such thing; dpo, robust, exo and simpo do",
+    ),
+    _algorithm(lambda a: a.preference_loss != "simpo", "preference_margin", "algorithm.preference_loss is not simpo"),
+    _algorithm(
+        lambda a: a.preference_loss in BY_TOKEN,
+        "preference_per_token",
+        "algorithm.preference_loss always takes means over tokens",
     ),
     _algorithm(
         lambda a: a.advantage == "none" and a.teacher_signal != "sampled",

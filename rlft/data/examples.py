@@ -48,6 +48,10 @@ class ExampleSet:
         order = row_indices(len(self.examples), first, count, seed=self.seed, shuffle=self.shuffle)
         return [self.examples[i] for i in order]
 
+    def repeats(self, count: int) -> bool:
+        """Whether some of the first `count` examples of that order are there twice."""
+        return count > len(self)
+
     def __len__(self) -> int:
         """Examples of an epoch."""
         return len(self.examples)
@@ -75,14 +79,15 @@ def load_examples(
     seed: int,
     end: AbstractSet[int] = frozenset(),
     rows: Iterable[Any] | None = None,
+    path: str | None = None,
 ) -> ExampleSet:
-    """Read, render and tokenise the examples of `rows`, else of `data.path`.
+    """Read, render and tokenise the examples of `rows`, else of `path`, else of `data.path`.
 
     The mask is True exactly on the answers that `data.train_on` chooses and the token that ends each: the template's
     own where it is the tokenizer's end of a sequence or one of `end` (by which the model ends a turn), else the
     tokenizer's, put behind the last. Raises UserError for data that cannot be used.
     """
-    read = load_rows(data, rows)
+    read = load_rows(data, rows, path)
     shape = detect_shape(
         read,
         prompt_column=data.prompt_column,

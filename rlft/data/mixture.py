@@ -55,6 +55,11 @@ class Mixture(Generic[Item]):
         """The items of one step (from 0)."""
         return self.take(step * num_examples, num_examples)
 
+    def repeats(self, count: int) -> bool:
+        """Whether some of the first `count` items are there twice."""
+        _, parts = self._order.stretch(0, count)
+        return any(size > len(self.sources[source]) for source, (_, size) in parts.items())
+
     def __len__(self) -> int:
         """Items of all sources."""
         return sum(map(len, self.sources))

@@ -56,7 +56,7 @@ def load_prompts(
     window: int,
     max_new_tokens: int,
     seed: int,
-    rows: Iterable[Any] | None = None,
+    rows: Iterable[Any] | Rows | None = None,
     path: str | None = None,
     tools: list[dict[str, Any]] | None = None,
 ) -> PromptSet:
@@ -112,10 +112,12 @@ def make_prompts(
     return prompts
 
 
-def load_rows(data: DataConfig, rows: Iterable[Any] | None, path: str | None = None) -> Rows:
-    """`rows` if given, else the rows of `path`, else of `data.path`."""
+def load_rows(data: DataConfig, rows: Iterable[Any] | Rows | None, path: str | None = None) -> Rows:
+    """`rows` if given (with places of their own if they are Rows), else the rows of `path`, else of `data.path`."""
     path = path or data.path
-    if rows is not None:
+    if isinstance(rows, Rows):
+        read = rows
+    elif rows is not None:
         read = rows_in_memory(rows, max_rows=data.max_rows)
     elif path is not None:
         read = read_rows(path, split=data.split, max_rows=data.max_rows)

@@ -62,8 +62,8 @@ def detect_shape(
     Raises UserError when a configured column does not exist or none of the usual names does.
     """
     columns = data.columns()
-    _check_column("data.prompt_column", prompt_column, columns, data.source)
-    _check_column("data.document_column", document_column, columns, data.source)
+    check_column("data.prompt_column", prompt_column, columns, data.source)
+    check_column("data.document_column", document_column, columns, data.source)
     prompt = prompt_column or next((name for name in PROMPT_COLUMNS if name in columns), None)
     nothing_else = need_completion and prompt is None and completion_column is None
     document = document_column or (DOCUMENT_COLUMN if nothing_else and DOCUMENT_COLUMN in columns else None)
@@ -79,7 +79,7 @@ def detect_shape(
     kind: Literal["text", "messages"] = "messages" if isinstance(first, list | tuple) else "text"
     completion = None
     if need_completion:
-        _check_column("data.completion_column", completion_column, columns, data.source)
+        check_column("data.completion_column", completion_column, columns, data.source)
         completion = completion_column or _find_completion(data, columns, prompt, kind)
     both = prompt == "instruction" and prompt_column is None and "input" in columns and completion != "input"
     context = "input" if both else None
@@ -144,7 +144,19 @@ def _find_completion(data: Rows, columns: Sequence[str], prompt: str, kind: str)
     return found
 
 
-def _check_column(key: str, name: str | None, columns: Sequence[str], source: str) -> None:
+def check_labels(data: Rows, column: str) -> list[bool]:
+    """Whether each row is labelled good. Raises UserError for what is neither true nor false (1 nor 0)."""
+    labels = []
+    for row, place in zip(data.rows, data.places, strict=True):
+        value = row.get(column)
+        if not isinstance(value, bool) and value not in (0, 1):
+            raise UserError(f"{place}: column {column!r} is {value!r}. Expected true or false (or 1 or 0).")
+        labels.append(bool(value))
+    return labels
+
+
+def check_column(key: str, name: str | None, columns: Sequence[str], source: str) -> None:
+    """Raise UserError when a configured column does not exist."""
     if name is None or name in columns:
         return
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)

@@ -5,7 +5,7 @@ Brings together what the files beside this one do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -60,15 +60,24 @@ def all_examples(
     seed: int,
     end: AbstractSet[int] = frozenset(),
     rows: Iterable[Any] | None = None,
+    path: str | None = None,
+    load: Callable[..., ExampleSet] = load_examples,
 ) -> Examples:
-    """See load_examples, which takes the same. `rows` are one source, in memory."""
+    """See load_examples, or what else is given as `load` (pairs, labels), which takes the same. `rows` and `path` are
+    one source, in memory."""
+    alone = rows is not None or path is not None
 
-    def load(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> ExampleSet:
-        if data.streaming and rows is None:
-            return _streamed_examples(data, tokenizer, window, seed, end)
-        return load_examples(data, tokenizer, window=window, seed=seed, end=end, rows=rows)
+    def one(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> ExampleSet:
+        if not data.streaming or alone:
+            return load(data, tokenizer, window=window, seed=seed, end=end, rows=rows, path=path)
+        if load is not load_examples:
+            raise UserError(
+                "data.streaming: pairs and labelled completions are compared with each other at the start. "
+                "Leave data.streaming out."
+            )
+        return _streamed_examples(data, tokenizer, window, seed, end)
 
-    return mixed(data, tokenizer, seed, load) if data.mixture and rows is None else load(data, tokenizer, seed)
+    return mixed(data, tokenizer, seed, one) if data.mixture and not alone else one(data, tokenizer, seed)
 
 
 def with_sources(prompts: Sequence[Prompt], column: str | None) -> list[Prompt]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rlft.config import Config
-from rlft.config.derived import generator_engine
+from rlft.config.derived import draws, generator_engine
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.scoring import FrozenScorer
 from rlft.engines.transport import ChannelSeat
@@ -89,13 +89,15 @@ def make_generator(config: Config, device: str, name: str = "generator", num_gpu
 
 def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScorer:
     """The reference policy, or the `teacher`. Raises UserError for a teacher with another vocabulary."""
-    model, learner, width = config.model, config.learner, 1 << 30
+    model, learner, width, from_data = config.model, config.learner, 1 << 30, 1.0
     if role == "teacher":
         _check_vocabulary(config)
         width = num_logits(str(model.path))
         model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
+        from_data = config.algorithm.teacher_temperature
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
-    return FrozenScorer(model, config.generator.temperature, budget, chunk, device, width)
+    temperature = config.generator.temperature if draws(config) else from_data
+    return FrozenScorer(model, temperature, budget, chunk, device, width)
 
 
 def _check_vocabulary(config: Config) -> None:

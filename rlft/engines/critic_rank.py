@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from rlft.algorithms.statistics import Mean, Stats, joined, mean_of
+from rlft.algorithms.statistics import Mean, Stats, mean_of
 from rlft.algorithms.value import clipped_value_loss
-from rlft.batch import make_pack
+from rlft.batch import Pack
 from rlft.config import Config
 from rlft.config.derived import zero_stage
 from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
-from rlft.engines.policy_rank import RankUpdate
-from rlft.engines.scoring import EMPTY, score_micro_batches
+from rlft.engines.scoring import score_micro_batches
+from rlft.engines.updating import RankUpdate, accumulate
 from rlft.models.value import ValueModel, load_value_model
 from rlft.samples import Group, Totals
 
@@ -49,22 +49,17 @@ class CriticRank:
 
     def update(self, micro_batches: Sequence[Sequence[Group]], totals: Totals, lr: float) -> RankUpdate:
         """One optimizer step. Every rank is given as many micro-batches as every other."""
-        self._engine.train()
-        loss_sum, parts = 0.0, list[Stats]()
-        for number, groups in enumerate(micro_batches, 1):
-            pack = make_pack(groups or [EMPTY], totals if groups else None, "token", self._device)
-            values = self._engine(pack)
-            if groups:
-                assert pack.values is not None and pack.returns is not None
-                loss = clipped_value_loss(values, pack.values, pack.returns, self._settings.value_clip)
-                total = (loss.per_token * pack.weights).sum()
-                parts.append(_stats(values, pack.returns) | {"critic/clip_fraction": mean_of(loss.clipped)})
-            else:
-                total = values.sum() * 0.0
-            loss_sum += float(total.detach())
-            self._engine.accumulate(total, number == len(micro_batches))
+        loss_sum, stats = accumulate(self._engine, micro_batches, totals, "token", self._device, self._loss)
         grad_norm, applied = self._engine.step(lr)
-        return RankUpdate(loss_sum, joined(parts), grad_norm, applied)
+        return RankUpdate(loss_sum, stats, grad_norm, applied)
+
+    def _loss(self, pack: Pack) -> tuple[torch.Tensor, Stats]:
+        values = self._engine(pack)
+        if pack.values is None or pack.returns is None:  # no work of its own
+            return values.sum() * 0.0, {}
+        loss = clipped_value_loss(values, pack.values, pack.returns, self._settings.value_clip)
+        stats = _stats(values, pack.returns) | {"critic/clip_fraction": mean_of(loss.clipped)}
+        return (loss.per_token * pack.weights).sum(), stats
 
     def save(self, folder: Path) -> None:
         """The model into `folder`/critic as Hugging Face writes it, the head beside it; DeepSpeed's and random state

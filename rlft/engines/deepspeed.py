@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -132,6 +132,15 @@ class ZeroEngine:
         for bucket in _buckets([(n, parameters[n].ds_numel * parameters[n].element_size()) for n in names]):
             with deepspeed.zero.GatheredParameters([parameters[n] for n in bucket]):
                 yield from ((name, parameters[name].detach().clone()) for name in bucket)
+
+    def write_pretrained(self, model: Any, names: Sequence[str], folder: Path) -> None:
+        """`model`, the transformers or peft model inside the module, as Hugging Face's files into `folder`; `names` of
+        the parameters that it keeps there. All ranks take part in gathering them, rank 0 writes."""
+        tensors = self.gathered(dict(model.named_parameters()), names)
+        if self._where.rank == 0:
+            model.save_pretrained(folder, state_dict=None if self.stage < 3 else dict(tensors))
+        else:
+            deque(tensors, maxlen=0)
 
     def save(self, folder: Path) -> None:
         """DeepSpeed's and random state into `folder`."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from rlft.algorithms.sampler import MISMATCH
 from rlft.algorithms.statistics import joined, metrics_of
-from rlft.algorithms.table import MISMATCH
 from rlft.batch import plan_micro_batches
 from rlft.config import Config
-from rlft.config.derived import learning_rate, mismatch_stop
+from rlft.config.derived import compares, learning_rate, mismatch_stop
 from rlft.config.roles import TrainedConfig
 from rlft.engines.scoring import in_order
 from rlft.engines.transport import merged
@@ -73,7 +73,7 @@ class RankedLearner:
 
     def __init__(self, config: Config, call: Call) -> None:
         self._config, self._call = config, call
-        pairs = config.algorithm.policy_loss == "preference"  # whose two samples must meet in one pack
+        pairs = compares(config.algorithm)  # whose two samples must meet in one pack
         self._ranks = Ranks("learner", config.learner, call, whole_groups=pairs)
 
     def _same(self, *args: Any) -> list[tuple[Any, ...]]:
@@ -155,4 +155,30 @@ class RankedCritic:
 
     def restore(self, folder: Path) -> None:
         """See rlft.roles.Critic."""
+        self._call("restore", [(folder,)] * self._ranks.num_ranks)
+
+
+class RankedRewardModel:
+    """A reward model that learns from pairs. See rlft.roles.Trained."""
+
+    def __init__(self, config: Config, call: Call) -> None:
+        self._config, self._call = config, call
+        self._ranks = Ranks("learner", config.learner, call, whole_groups=True)
+
+    def values(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """The score in the place of each trained token, f32 [T] for each sample of each group, 0 elsewhere."""
+        return self._ranks.score("values", groups)
+
+    def update(self, groups: Sequence[Group], totals: Totals, step: int) -> Metrics:
+        """See rlft.roles.Trained."""
+        lr = learning_rate(self._config.learner, self._config.loop.steps, step)
+        answers = self._ranks.update(groups, step, totals, lr)
+        return metrics_of(joined(a.stats for a in answers)) | self._ranks.outcome("policy", answers, lr, step)
+
+    def save(self, folder: Path) -> None:
+        """See rlft.roles.Trained."""
+        self._call("save", [(folder,)] * self._ranks.num_ranks)
+
+    def restore(self, folder: Path) -> None:
+        """See rlft.roles.Trained."""
         self._call("restore", [(folder,)] * self._ranks.num_ranks)

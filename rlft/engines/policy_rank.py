@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlft.algorithms.statistics import Mean, Stats, joined
-from rlft.algorithms.table import MISMATCH, make_loss
+from rlft.algorithms.sampler import MISMATCH
+from rlft.algorithms.statistics import Mean, Stats
+from rlft.algorithms.table import make_loss
 from rlft.algorithms.users import asks_for_entropy
-from rlft.batch import make_pack
 from rlft.config import Config
-from rlft.config.derived import loss_average, mismatch_stop, off_policy_correction, weight_transport, zero_stage
+from rlft.config.derived import draws, loss_average, mismatch_stop, off_policy_correction, weight_transport, zero_stage
 from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
-from rlft.engines.scoring import EMPTY, score_micro_batches
+from rlft.engines.scoring import score_micro_batches
 from rlft.engines.transport import Channel, ChannelSeat, share_on_gpu
+from rlft.engines.updating import RankUpdate, accumulate
 from rlft.engines.weights import Places, WeightUpdate, fill_buckets, pack_weights
 from rlft.models.load import load_model, trainable_names
 from rlft.models.policy import Policy
 from rlft.samples import Group, Totals
-
-
-@dataclass(frozen=True)
-class RankUpdate:
-    """What one rank says of one update."""
-
-    loss: float  # this rank's part of the sum
-    stats: Stats  # of this rank's tokens
-    grad_norm: float  # global, before clipping; not finite when the update was skipped or refused
-    applied: bool
-    refused: bool = False  # nothing was applied because sampler and learner are too far apart
 
 
 class PolicyRank:
@@ -52,7 +41,7 @@ class PolicyRank:
         self._device = torch.device(device)
         self._transport, self._channel = weight_transport(config), None
         self._loss = make_loss(config.algorithm, off_policy_correction(config))
-        self._temperature = 1.0 if config.algorithm.type == "sft" else config.generator.temperature
+        self._temperature = config.generator.temperature if draws(config) else 1.0
         join(rendezvous, self._device)
         torch.manual_seed(config.run.seed * 1_000_003 + rendezvous.rank)
         model: Any = load_model(config.model, device, config.run.seed)
@@ -62,7 +51,7 @@ class PolicyRank:
         self._trainable = trainable_names(model)
         chunk, algorithm = config.learner.tokens_per_logit_chunk, config.algorithm
         with_entropy = algorithm.entropy_coef > 0 or (":" in algorithm.type and asks_for_entropy(algorithm.type))
-        self._policy = Policy(model, chunk, entropy_gradient=with_entropy)
+        self._policy = Policy(model, chunk, entropy_gradient=with_entropy, noise=algorithm.neftune_alpha)
         stage = zero_stage(config.learner, config.model.dtype)
         self._engine = ZeroEngine(self._policy, config.learner, stage, config.model.dtype, rendezvous, self._device)
 
@@ -87,17 +76,11 @@ class PolicyRank:
         """One optimizer step, which begins with weights of this version. Every rank is given as many micro-batches as
         every other. A refused update leaves the weights as they are; it is the run's last, because its gradients stay
         in DeepSpeed."""
-        self._engine.train()
-        loss_sum, parts = 0.0, list[Stats]()
-        for number, groups in enumerate(micro_batches, 1):
-            average = loss_average(self._config.algorithm)
-            pack = make_pack(groups or [EMPTY], totals if groups else None, average, self._device, version)
-            loss, stats = self._loss(self._engine(pack, self._temperature), pack, kl_coef)
-            loss_sum += float(loss.detach())
-            self._engine.accumulate(loss, number == len(micro_batches))
-            if groups:
-                parts.append(stats)
-        stats = joined(parts)
+        average = loss_average(self._config.algorithm)
+        loss_sum, stats = accumulate(
+            self._engine, micro_batches, totals, average, self._device,
+            lambda pack: self._loss(self._engine(pack, self._temperature), pack, kl_coef), version,
+        )  # fmt: skip
         if not self._mismatch(loss_sum, stats) <= mismatch_stop(self._config):  # also when it is NaN
             return RankUpdate(loss_sum, stats, math.nan, applied=False, refused=True)
         grad_norm, applied = self._engine.step(lr)
@@ -153,13 +136,9 @@ class PolicyRank:
 
     def save(self, folder: Path) -> None:
         """Hugging Face model (or adapter) into `folder`, DeepSpeed's and random state into `folder`/learner."""
-        names = [name for name, _ in self._policy.model.named_parameters()]
-        tensors = self._gathered(names if self._config.model.adapter is None else self._trainable)
-        model: Any = self._policy.model
-        if self._where.rank == 0:
-            model.save_pretrained(folder, state_dict=None if self._engine.stage < 3 else dict(tensors))
-        else:
-            deque(tensors, maxlen=0)  # takes part in gathering, keeps nothing
+        self._engine.write_pretrained(
+            self._policy.model, self._published(everything=self._config.model.adapter is None), folder
+        )
         self._engine.save(folder / "learner")
 
     def restore(self, folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from rlft.batch import Pack, make_pack, plan_micro_batches, unpack
 from rlft.config.model import ModelConfig
@@ -67,18 +68,20 @@ class FrozenScorer:
 
     def __init__(
         self,
-        model: ModelConfig,
+        model: ModelConfig | nn.Module,
         temperature: float,
         max_tokens: int,
         chunk: int,
         device: str = "cpu",
         width: int = 1 << 30,
     ) -> None:
-        """`max_tokens`: token budget of a forward pass; `chunk`: tokens whose logits are made at a time; `width`:
-        tokens that the student has logits for."""
+        """`model`: what to load, without its adapter, or a model that is on `device` already. `max_tokens`: token
+        budget of a forward pass; `chunk`: tokens whose logits are made at a time; `width`: tokens that the student has
+        logits for."""
         self._width = width
-        base = model.model_copy(update={"adapter": None})
-        self._policy = Policy(load_model(base, device), chunk).eval()
+        if isinstance(model, ModelConfig):
+            model = load_model(model.model_copy(update={"adapter": None}), device)
+        self._policy = Policy(model, chunk).eval()
         self._temperature, self._max_tokens = temperature, max_tokens
         self._device = torch.device(device)
 
@@ -94,7 +97,7 @@ class FrozenScorer:
             return torch.stack([ids.double(), logprobs.double()], -1)
 
         return [
-            [TopTokens(x[..., 0].astype(np.int32), x[..., 1].astype(np.float32)) for x in row]
+            [TopTokens(x[..., 0].astype(np.int32), x[..., 1].astype(np.float32), self._temperature) for x in row]
             for row in self._scored(groups, both)
         ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlft.algorithms.table import MISMATCH
+from rlft.algorithms.sampler import MISMATCH
 from rlft.config import Config
 from rlft.config.derived import mismatch_stop, mismatch_warn
 from rlft.roles import Metrics

@@ -75,7 +75,7 @@ def train(roles: Roles, prompts: PromptSource, evaluation: Evaluation | None, ru
             run.log_step(step, metrics, clock, count_totals(groups, 1).num_tokens, groups)
             if config.algorithm.reference_every and step % config.algorithm.reference_every == 0:
                 renew_reference(roles, step)
-            if evaluation and evaluation.is_due(step, steps):
+            if evaluation and config.evaluation.is_due(step, steps):
                 run.log_evaluation(step, evaluation(roles.generator, roles.rewarder, version=step))
             if run.save_is_due(step):
                 underway = Underway(rollouts.progress(step), kl.coef)

@@ -106,6 +106,14 @@ class PackedLayout:
         first = self.trunks.lengths[self._trunk_of][:, None]
         return torch.cat([rows, self.branches.unpad(first + torch.arange(self.branches.width, device=device))])
 
+    def sequence_lengths(self) -> Tensor:
+        """int64 [N]: how long the sequence is that each token is part of; for a trunk with branches, the trunk's."""
+        rows = self.trunks.lengths.repeat_interleave(self.trunks.lengths)
+        if self.branches is None:
+            return rows
+        whole = self.trunks.lengths[self._trunk_of] + self.branches.lengths
+        return torch.cat([rows, whole.repeat_interleave(self.branches.lengths)])
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
     ) -> Tensor:

@@ -28,21 +28,22 @@ def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int
         config = AutoConfig.from_pretrained(model.path)
         lm: Any = AutoModelForCausalLM.from_pretrained(model.path, config=config, dtype=getattr(torch, model.dtype))
     except (OSError, ValueError) as error:
-        raise UserError(_cannot_load(model.path, error)) from error
+        raise UserError(cannot_load(model.path, error)) from error
     lm.to(device)
     if model.adapter is not None:
         lm = add_adapter(lm, model.adapter, seed)
     return lm.eval()
 
 
-def add_adapter(lm: nn.Module, adapter: LoraAdapter, seed: int) -> nn.Module:
-    """Wrap a model so that only adapters train. Raises UserError when the target modules match nothing."""
+def add_adapter(lm: nn.Module, adapter: LoraAdapter, seed: int, task: str = "CAUSAL_LM") -> nn.Module:
+    """Wrap a model so that only adapters train (and with task SEQ_CLS the head). Raises UserError when the target
+    modules match nothing."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
         r=adapter.rank, lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # peft divides, so any number works
         lora_dropout=adapter.dropout, target_modules=adapter.target_modules,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )  # type: ignore[arg-type]  # fmt: skip
     state = torch.get_rng_state()
     torch.manual_seed(seed)
@@ -83,7 +84,7 @@ def window(path: str) -> int:
     try:
         config: Any = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(_cannot_load(path, error)) from error
+        raise UserError(cannot_load(path, error)) from error
     return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
 
 
@@ -100,7 +101,8 @@ def trainable_names(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _cannot_load(path: str, error: Exception) -> str:
+def cannot_load(path: str, error: Exception) -> str:
+    """What to say when the model at `path` cannot be loaded."""
     folder = Path(path)
     if folder.is_dir():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"

@@ -23,13 +23,18 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _score(
-    head: Head, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None, entropy_gradient: bool
-) -> tuple[Tensor, ...]:
-    logprobs = log_softmax(head(hidden), temperature)
+    head: Head, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None, also_temperature: float,
+    entropy_gradient: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    logits = head(hidden)
+    logprobs = log_softmax(logits, temperature)
     chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return (chosen, entropy) if also is None else (chosen, entropy, logprobs.gather(-1, also))
+    if also is None:
+        return chosen, entropy
+    there = logprobs if also_temperature == temperature else log_softmax(logits, also_temperature)
+    return chosen, entropy, there.gather(-1, also)
 
 
 def token_logprobs(
@@ -40,6 +45,7 @@ def token_logprobs(
     chunk: int = 2048,
     also: Tensor | None = None,
     entropy_gradient: bool = False,
+    also_temperature: float | None = None,
 ) -> tuple[Tensor, ...]:
     """Log-prob of each target and entropy of its distribution.
 
@@ -51,16 +57,17 @@ def token_logprobs(
         chunk: targets per piece.
         also: int64 [M, K], further tokens in each target's place whose log-probs are wanted.
         entropy_gradient: whether the entropy is to be differentiable.
+        also_temperature: of the log-probs of `also`; without it `temperature`.
 
     Returns:
         logprobs f32 [M], differentiable; entropy f32 [M] in nats; with `also` its log-probs f32 [M, K],
         differentiable.
     """
-    pieces = []
+    pieces, there = [], temperature if also_temperature is None else also_temperature
     more = [None] * -(-len(targets) // chunk) if also is None else also.split(chunk)
     for h, t, a in zip(hidden.split(chunk), targets.split(chunk), more or [None], strict=True):
         if torch.is_grad_enabled() and len(targets) > chunk:
-            pieces.append(checkpoint(_score, head, h, t, temperature, a, entropy_gradient, use_reentrant=False))
+            pieces.append(checkpoint(_score, head, h, t, temperature, a, there, entropy_gradient, use_reentrant=False))
         else:
-            pieces.append(_score(head, h, t, temperature, a, entropy_gradient))
+            pieces.append(_score(head, h, t, temperature, a, there, entropy_gradient))
     return tuple(torch.cat(column) for column in zip(*pieces, strict=True))

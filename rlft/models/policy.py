@@ -5,6 +5,7 @@ Knows nothing about losses, rewards or engines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -82,24 +83,48 @@ class _Scores(nn.Module):
             return self._transform(F.linear(hidden, self.weight, self.bias))
         return self._transform(self._layer[0](hidden))
 
-    def forward(self, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: float, also: Tensor | None, also_temperature: float | None
+    ) -> tuple[Tensor, ...]:
         """See token_logprobs."""
-        return token_logprobs(self.logits, hidden, targets, temperature, self._chunk, also, self._entropy_gradient)
+        chunk, gradient = self._chunk, self._entropy_gradient
+        return token_logprobs(self.logits, hidden, targets, temperature, chunk, also, gradient, also_temperature)
+
+
+class EmbeddingNoise:
+    """Uniform noise on the embeddings of tokens, of at most alpha / sqrt(L * d) for a sequence of L tokens and width d
+    (NEFTune, Jain et al. 2023, arXiv:2310.05914, algorithm 1). Works while `lengths` is set."""
+
+    def __init__(self, embeddings: Any, alpha: float) -> None:
+        self._alpha = alpha
+        self.lengths: Tensor | None = None  # int64 [N], of the sequence that each token of the next pass is part of
+        embeddings.register_forward_hook(self._add)
+
+    def _add(self, module: Any, args: Any, output: Tensor) -> Tensor:
+        if self.lengths is None:
+            return output
+        scale = self._alpha / torch.sqrt(self.lengths * output.shape[-1]).to(output.dtype)
+        return output + (2 * torch.rand_like(output) - 1) * scale[None, :, None]
 
 
 class Policy(nn.Module):
     """Wraps a transformers causal language model (with or without an adapter) for packs."""
 
-    def __init__(self, model: nn.Module, chunk: int, entropy_gradient: bool = False) -> None:
-        """`chunk`: targets whose logits are made at a time."""
+    def __init__(self, model: nn.Module, chunk: int, entropy_gradient: bool = False, noise: float = 0.0) -> None:
+        """`chunk`: targets whose logits are made at a time. `noise`: of the embeddings in training (EmbeddingNoise)."""
         super().__init__()
         self.model = model
         lm: Any = causal_lm(model)
+        self._noise = EmbeddingNoise(lm.get_input_embeddings(), noise) if noise else None
         plain = lm.config._attn_implementation
         use_packed_attention(lm)
         self._scores = _Scores(lm, chunk, entropy_gradient)
         if plain != ATTENTION:
-            check_packed(self, lm, plain)
+            check_packed(
+                lm, plain,
+                lambda ids, positions, layout: self.logits(self.hidden(ids[None], positions[None], layout))[0],
+                lambda ids: lm(input_ids=ids[None], use_cache=False).logits[0],
+            )  # fmt: skip
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
         """Last hidden states [B, N, hidden] of tokens [B, N]."""
@@ -114,8 +139,10 @@ class Policy(nn.Module):
 
     def forward(self, pack: Pack, temperature: float) -> TokenScores:
         """Score every target of a pack."""
-        also = None if pack.teacher_top is None else pack.teacher_top.ids
-        return TokenScores(*self._scores(self.predicting(pack), pack.targets, temperature, also))
+        also, there = (None, None) if pack.teacher_top is None else (pack.teacher_top.ids, pack.teacher_top.temperature)
+        if self._noise is not None:
+            self._noise.lengths = pack.layout.sequence_lengths() if self.training else None
+        return TokenScores(*self._scores(self.predicting(pack), pack.targets, temperature, also, there))
 
     def predicting(self, pack: Pack) -> Tensor:
         """The hidden state that predicts each target, [M, hidden]."""
@@ -133,28 +160,36 @@ class Policy(nn.Module):
 
 
 @torch.no_grad()
-def check_packed(policy: Policy, lm: Any, plain: str) -> None:
-    """Compare the logits of a small pack with the model's own on separate sequences, with its attention `plain`. Models
-    whose code does something of its own with positions, masks or logits would otherwise be trained silently wrong."""
-    device, vocab = lm.device, lm.config.get_text_config().vocab_size
+def check_packed(
+    model: Any, plain: str, packed: Callable[[Tensor, Tensor, Any], Tensor], alone: Callable[[Tensor], Tensor]
+) -> None:
+    """Compare what `packed` (of tokens, positions and layout) gives for a small pack with what `alone` gives for
+    separate sequences, where the model has its own attention `plain`; [N, ...] both. Models whose code does something
+    of its own with positions, masks or logits would otherwise be trained silently wrong."""
+    device, vocab = model.device, model.config.get_text_config().vocab_size
     tokens = torch.arange(1, 13, device=device) * 7919 % vocab
     trunk, *branches = tokens.split([5, 3, 4])
     layout = PackedLayout([5], [3, 4], [0, 0], device)
-    name = type(lm).__name__
+    name = type(model).__name__
     try:
-        packed = policy.logits(policy.hidden(tokens[None], layout.position_ids()[None], layout))[0]
+        found = packed(tokens, layout.position_ids(), layout)
     except ValueError as error:
         raise UserError(f"model.path: {name} cannot be trained in packs: {error}") from error
-    lm.set_attn_implementation(plain)
+    model.set_attn_implementation(plain)
     try:
-        whole = [lm(input_ids=torch.cat([trunk, branch])[None], use_cache=False).logits[0] for branch in branches]
+        whole = [alone(torch.cat([trunk, branch])) for branch in branches]
     finally:
-        lm.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(ATTENTION)
     expected = torch.cat([whole[0][:5], whole[0][5:], whole[1][5:]]).float()
-    difference = float((packed.float() - expected).norm() / expected.norm().clamp(min=1e-12))
-    limit = 1e-3 if packed.dtype == torch.float32 else 0.05
+    if not bool(torch.isfinite(expected).all()):
+        raise UserError(
+            f"model.path: {name} gives numbers that are not finite: its weights are damaged, or too large for "
+            f"{found.dtype}"
+        )
+    difference = float((found.float() - expected).norm() / expected.norm().clamp(min=1e-12))
+    limit = 1e-3 if found.dtype == torch.float32 else 0.05
     if not difference <= limit:
         raise UserError(
-            f"model.path: {name} gives other logits in a pack than alone (relative difference {difference:.2g}, "
+            f"model.path: {name} gives other numbers in a pack than alone (relative difference {difference:.2g}, "
             f"allowed {limit:g}), so it cannot be trained in packs: its code treats positions or masks in its own way"
         )

@@ -5,7 +5,7 @@ Knows nothing about where its numbers come from: it draws a View, whatever its w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from rich.box import ROUNDED
@@ -24,6 +24,7 @@ _NUMBERS = (  # label, metric, format
     ("completion", "completion/length_mean", "{:.1f} tokens"),
     ("truncated", "completion/truncated", "{:.1%}"),
     ("loss", "policy/loss", "{:.4f}"),
+    ("pairs right", "preference/accuracy", "{:.1%}"),
     ("clipped", "policy/clip_fraction", "{:.1%}"),
     ("staleness", "staleness/mean", "{:.2f} updates"),
     ("flat groups", "samples/flat_groups", "{:.0f}"),
@@ -31,6 +32,8 @@ _NUMBERS = (  # label, metric, format
     ("speed", "tokens_per_s", "{:,.0f} tokens/s"),
     ("eval accuracy", "eval/accuracy", "{:.3f}"),
     ("eval pass@k", "eval/pass@k", "{:.3f}"),
+    ("eval perplexity", "eval/perplexity", "{:.3f}"),
+    ("eval pairs right", "eval/pair_accuracy", "{:.1%}"),
 )
 _STAGES = (
     ("generate", "time/generate_s", "cyan"),
@@ -94,11 +97,18 @@ def _reward(view: View, width: int) -> Text:
     return Text.assemble((head, "bold"), (sparkline(view.rewards, width - len(head)), "green"), no_wrap=True)
 
 
+def _largest_k(values: Mapping[str, float]) -> dict[str, float]:
+    """pass@k for the largest k that was measured, under the name that the panel has for it."""
+    ks = [int(name.removeprefix("eval/pass@")) for name in values if name.startswith("eval/pass@")]
+    return {"eval/pass@k": values[f"eval/pass@{max(ks)}"]} if ks else {}
+
+
 def _numbers(view: View, columns: int) -> Table | None:
+    values = {**view.values, **_largest_k(view.values)}
     cells = [
-        (label, pattern.format(view.values[key]))
+        (label, pattern.format(values[key]))
         for label, key, pattern in _NUMBERS
-        if key in view.values and not (key == "samples/failed" and view.values[key] == 0)
+        if key in values and not (key == "samples/failed" and values[key] == 0)
     ]
     if not cells:
         return None

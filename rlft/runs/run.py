@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from rlft.config import Config
 from rlft.errors import RunError
-from rlft.roles import Critic, Learner, Metrics, Scorer
+from rlft.roles import Critic, Metrics, Scorer, Trained
 from rlft.runs.checkpoints import Checkpoints
 from rlft.runs.console import Console, readable_seconds
 from rlft.runs.files import atomic_write_text
@@ -84,7 +84,7 @@ class Run:
         for name, place in sorted(places.items()):
             self.console.message(f"{name}: {place}")
 
-    def restore(self, learner: Learner, others: Sequence[Kept] = ()) -> tuple[int, Any]:
+    def restore(self, learner: Trained, others: Sequence[Kept] = ()) -> tuple[int, Any]:
         """Put the learner and others where the run goes on; the number of finished steps, and what `save` was given of
         the loop."""
         if self.folder.resumed is None:
@@ -127,7 +127,7 @@ class Run:
         every = self._config.loop.save_every
         return step >= self._config.loop.steps or (every > 0 and step % every == 0)
 
-    def save(self, step: int, learner: Learner, loop: Any = None, others: Sequence[Kept] = ()) -> None:
+    def save(self, step: int, learner: Trained, loop: Any = None, others: Sequence[Kept] = ()) -> None:
         """Write a checkpoint. `loop`: what it must keep of the loop."""
         begin = time.perf_counter()
         self.console.stage("save")

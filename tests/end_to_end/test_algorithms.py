@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rlft.config.algorithm import PRESETS
-from tests.running import GRPO, metrics_of, rollouts_of, train_here, weights_of, write_config
+from rlft.config.algorithm import FROM_DATA, PRESETS
+from tests.running import DPO, GRPO, metrics_of, rollouts_of, train_here, weights_of, write_config
 
 SHORT: dict[str, Any] = {"loop.steps": 3, "loop.save_every": 0, "algorithm.kl_coef": 0.0}
 MORE: dict[str, dict[str, Any]] = {  # what an algorithm needs besides its name
@@ -32,7 +32,7 @@ def teacher(task: Path) -> str:
     return str(run(task, "teacher", changes) / "checkpoints" / "step-000006")
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("sft", "distill", "grpo")])
+@pytest.mark.parametrize("name", [n for n in PRESETS if n not in (*FROM_DATA, "distill", "grpo")])
 def test_trains(task: Path, name: str) -> None:
     folder = run(task, f"type-{name}", {"algorithm.type": name, **MORE.get(name, {})})
     lines = metrics_of(folder)
@@ -55,6 +55,17 @@ def test_trains(task: Path, name: str) -> None:
         for group in groups:
             mine = {row["advantage"]: row["reward"] for row in rollouts_of(folder) if row["prompt_id"] == group}
             assert mine[1] > mine[-1]
+
+
+@pytest.mark.parametrize("name", ["ipo", "cpo", "orpo", "simpo"])
+def test_learns_from_pairs(task: Path, name: str) -> None:
+    changes = {"algorithm.type": name, "loop.steps": 10, "loop.save_every": 0}
+    folder = task / train_here(task, write_config(task, f"pairs-{name}", DPO, changes)).folder
+    first, *_, last = metrics_of(folder)
+    assert last["policy/loss"] < first["policy/loss"]
+    assert last["preference/margin"] > first["preference/margin"]
+    before, last = metrics_of(folder, "eval.jsonl")[:: len(metrics_of(folder, "eval.jsonl")) - 1]
+    assert last["eval/margin"] > before["eval/margin"]
 
 
 def test_a_critic_may_learn_first(task: Path) -> None:

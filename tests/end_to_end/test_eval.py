@@ -9,8 +9,10 @@ import pytest
 
 from actors.evaluate import evaluate
 from rlft import cli
+from rlft.errors import UserError
+from rlft.evaluation import text_metrics
 from rlft.runs.metrics import read_metrics
-from tests.running import GRPO, changed, fails, rlft, succeeds, train_here, write_config, write_files
+from tests.running import GRPO, SFT, changed, fails, rlft, succeeds, train_here, write_config, write_files
 
 EVALUATED = {
     "loop.steps": 4, "evaluation.path": "eval.jsonl", "evaluation.max_rows": 10, "evaluation.every": 2,
@@ -123,3 +125,41 @@ def test_a_run_that_many_shared_is_evaluated_by_one(tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
         metrics = evaluate(str(run), ["--evaluation.path=eval.jsonl"])
     assert 0 <= metrics["eval/accuracy"] <= 1
+
+
+def test_text_metrics_in_a_run_and_of_it(
+    task: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = {"evaluation.metrics": ["exact_match", "f1", "rougeL", "bleu"], "evaluation.reference_column": "answer"}
+    train_here(task, write_config(task, "texts", GRPO, {**EVALUATED, **metrics, "loop.steps": 1}))
+    monkeypatch.chdir(task)
+    assert cli.main(["eval", "runs/texts"]) == 0
+    found = answers(capsys.readouterr().out)
+    found.pop("checkpoint")
+    assert found == logged(task / "runs" / "texts", 1)
+    assert {"eval/accuracy", "eval/exact_match", "eval/f1", "eval/rougeL", "eval/bleu", "eval/pass@2"} <= found.keys()
+
+
+def test_a_supervised_run_is_compared_with_text_alone(
+    task: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(task, write_config(task, "sft", SFT, {"loop.steps": 60, "generator": {}}))
+    monkeypatch.chdir(task)
+    words = ["eval", "runs/sft", "--data", "train.jsonl", "--generator.max_new_tokens", "8", "--evaluation.metrics"]
+    assert cli.main([*words, "[rouge1, f1]"]) == 2
+    assert "evaluation.reference_column: is empty" in capsys.readouterr().err
+    assert cli.main([*words, "[rouge1, f1]", "--evaluation.reference_column", "anwser"]) == 2
+    assert "Did you mean 'answer'?" in capsys.readouterr().err
+    assert cli.main([*words, "[rouge1, f1]", "--evaluation.reference_column", "answer"]) == 0
+    found = answers(capsys.readouterr().out)
+    assert {"eval/rouge1", "eval/f1", "eval/length_mean"} <= found.keys()
+    assert "eval/accuracy" not in found
+    assert found["rewards"].startswith("none")
+
+
+def test_a_missing_package_is_told_before_anything_starts(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_metrics, "find_spec", lambda module: None)
+    metrics = {"evaluation.metrics": ["bleu"], "evaluation.reference_column": "answer"}
+    with pytest.raises(UserError, match=r"bleu cannot be computed, because sacrebleu is not installed here"):
+        train_here(task, write_config(task, "without", GRPO, {**EVALUATED, **metrics}))
+    assert not (task / "runs" / "without").exists()

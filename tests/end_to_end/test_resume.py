@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from tests.running import (
+    DPO,
     GRPO,
+    KTO,
     SFT,
     assert_learns,
     children,
@@ -139,6 +141,54 @@ def test_sft(task: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
     assert metrics_of(run) == metrics_of(whole)
     assert weights_of(run, 80) == weights_of(whole, 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("dpo", {}),
+        ("kto", KTO),
+        ("reward", {"algorithm.type": "reward"}),
+    ],
+)
+def test_from_data(task: Path, name: str, changes: dict) -> None:
+    """What the reference said in the first epoch (of 5 steps) is in the checkpoint."""
+    changes = {"loop.steps": 60, "loop.save_every": 15, **changes}
+    train_here(task, write_config(task, f"{name}-whole", DPO, changes))
+    config = write_config(task, name, DPO, changes)
+    killed_in_the_middle(task, config, after=33)
+    run, whole = task / "runs" / name, task / "runs" / f"{name}-whole"
+    assert 33 <= num_lines(run / "metrics.jsonl") < 60, "the kill came too late to tell anything"
+    succeeds(task, "train", config, "--resume", "auto")
+    assert metrics_of(run) == metrics_of(whole)
+    assert metrics_of(run, "eval.jsonl") == metrics_of(whole, "eval.jsonl")
+    assert weights_of(run, 60) == weights_of(whole, 60)
+    before, *_, after = metrics_of(whole, "eval.jsonl")
+    if name == "kto":
+        assert after["eval/good"] - after["eval/bad"] > before["eval/good"] - before["eval/bad"]
+    else:
+        assert after["eval/pair_accuracy"] > 0.9 and after["eval/margin"] > before["eval/margin"]
+
+
+def test_a_teacher_on_data(task: Path) -> None:
+    """Two passes over the rows; the second, after the kill, learns from what the teacher said in the first."""
+    teacher = task / train_here(task, write_config(task, "kd-teacher", SFT, {"run.seed": 4})).folder
+    changes = {
+        "algorithm.type": "kd", "algorithm.teacher_temperature": 2.0, "algorithm.teacher_top_k": 16, "loop.steps": 60,
+        "teacher.path": str(teacher / "checkpoints" / "step-000080"), "algorithm.sft_coef": 0.1,
+        "algorithm.neftune_alpha": 1.0, "loop.prompts_per_step": 4, "loop.save_every": 15,
+    }  # fmt: skip
+    train_here(task, write_config(task, "kd-whole", SFT, changes))
+    config = write_config(task, "kd", SFT, changes)
+    killed_in_the_middle(task, config, after=33)
+    run, whole = task / "runs" / "kd", task / "runs" / "kd-whole"
+    assert 33 <= num_lines(run / "metrics.jsonl") < 60, "the kill came too late to tell anything"
+    succeeds(task, "train", config, "--resume", "auto")
+    assert metrics_of(run) == metrics_of(whole)
+    assert weights_of(run, 60) == weights_of(whole, 60)
+    assert len(list((run / "teacher_top").glob("step-*.safetensors"))) == 25, "100 rows, 4 a step, each asked for once"
+    distances = [line["teacher/distance"] for line in metrics_of(whole)]
+    assert sum(distances[-10:]) < 0.9 * sum(distances[:10])
 
 
 def test_a_finished_run_has_nothing_left_to_do(task: Path, uninterrupted: Path) -> None:

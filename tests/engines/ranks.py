@@ -14,8 +14,9 @@ import torch.multiprocessing
 from rlft.config import Config
 from rlft.engines.critic_rank import CriticRank
 from rlft.engines.deepspeed import Rendezvous
-from rlft.engines.learner import RankedCritic, RankedLearner
+from rlft.engines.learner import RankedCritic, RankedLearner, RankedRewardModel
 from rlft.engines.policy_rank import PolicyRank
+from rlft.engines.reward_rank import RewardRank
 from rlft.engines.weights import WeightUpdate
 
 PATIENCE_S = 120.0  # a call takes less than a second; starting takes the imports of torch and DeepSpeed
@@ -41,6 +42,12 @@ class Ranks:
         assert config.critic.num_ranks == self.num_ranks
         self._start(CriticRank, config)
         return RankedCritic(config, self._call)
+
+    def reward_model(self, config: Config) -> RankedRewardModel:
+        """A fresh reward model over all ranks."""
+        assert config.learner.num_ranks == self.num_ranks
+        self._start(RewardRank, config)
+        return RankedRewardModel(config, self._call)
 
     def _start(self, kind: Any, config: Config) -> None:
         if self.num_ranks == 1:

@@ -11,7 +11,10 @@ import pytest
 from rlft import cli
 from rlft.runs.metrics import read_metrics
 from tests.running import (
+    DPO,
     GRPO,
+    KTO,
+    SFT,
     assert_close,
     assert_learns,
     metrics_of,
@@ -93,6 +96,41 @@ def test_critics_and_teachers_are_actors_too(task: Path, joined_ray: None, algor
     places = json.loads((local / "logs" / "actors.json").read_text())
     role = {"ppo": "critic", "distill": "teacher", "online_dpo": "scorer"}[algorithm]
     assert {f"{role}-0", f"{role}-1", "learner-0", "learner-1"} <= set(places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_learning_from_data_through_actors(task: Path, joined_ray: None, name: str) -> None:
+    """Two ranks of the learner (ZeRO-2), and for what has a reference two scorers."""
+    changes: dict[str, Any] = {"algorithm.type": name, "loop.steps": 3, "loop.save_every": 0}
+    changes |= KTO if name == "kto" else {}
+    in_ray: dict[str, Any] = {"cluster.mode": "local", "learner.num_ranks": 2}
+    if name != "reward":
+        in_ray |= {"scorer.num_actors": 2}
+    inline, local = (
+        task / train_here(task, write_config(task, f"{name}-{mode}", DPO, {**changes, **more})).folder
+        for mode, more in (("inline", {}), ("local", in_ray))
+    )
+    assert_close(local, inline, 1e-3)
+    places = json.loads((local / "logs" / "actors.json").read_text())
+    scorers = set() if name == "reward" else {"scorer-0", "scorer-1"}
+    assert set(places) == {"learner-0", "learner-1"} | scorers
+
+
+@pytest.mark.slow
+def test_a_teacher_on_data_through_actors(task: Path, joined_ray: None) -> None:
+    teacher = task / train_here(task, write_config(task, "teacher", GRPO, {"run.seed": 4, "loop.steps": 1})).folder
+    changes: dict[str, Any] = {
+        "algorithm.type": "kd", "algorithm.teacher_signal": "js", "algorithm.sft_coef": 0.5, "loop.steps": 3,
+        "teacher.path": str(teacher / "model"), "loop.save_every": 0,
+    }  # fmt: skip
+    in_ray = {"cluster.mode": "local", "learner.num_ranks": 2, "teacher.num_actors": 2}
+    inline, local = (
+        task / train_here(task, write_config(task, f"kd-{mode}", SFT, {**changes, **more})).folder
+        for mode, more in (("inline", {}), ("local", in_ray))
+    )
+    assert_close(local, inline, 1e-3)
+    assert {"teacher-0", "teacher-1"} < set(json.loads((local / "logs" / "actors.json").read_text()))
 
 
 @pytest.mark.slow

@@ -60,8 +60,8 @@ CANNOT: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3.5": ("Qwen3_5TextConfig", {"head_dim": 8}, "has layers of type linear_attention"),
     "mamba": ("MambaConfig", {}, "has layers of type linear_attention"),
     "bloom": ("BloomConfig", {"n_layer": 2, "n_head": 4}, "has attention of its own"),
-    "bert": ("BertConfig", {"is_decoder": True}, "gives other logits in a pack than alone"),
-    "recurrent-gemma": ("RecurrentGemmaConfig", {}, "gives other logits in a pack than alone"),
+    "bert": ("BertConfig", {"is_decoder": True}, "gives other numbers in a pack than alone"),
+    "recurrent-gemma": ("RecurrentGemmaConfig", {}, "gives other numbers in a pack than alone"),
     "llama4": ("Llama4TextConfig", {"head_dim": 8, "num_local_experts": 2}, "has layers of type chunked_attention"),
 }
 
@@ -220,3 +220,9 @@ def test_positions_of_a_pack():
     # trunks of 3 and 1, branches of 2 on the second and 1 on the first
     layout = PackedLayout([3, 1], [2, 1], [1, 0])
     assert layout.position_ids().tolist() == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_lengths_of_the_sequences_of_a_pack():
+    layout = PackedLayout([2, 3], [1, 2], [1, 1])
+    assert layout.sequence_lengths().tolist() == [2, 2, 3, 3, 3, 4, 5, 5]
+    assert PackedLayout([2, 1]).sequence_lengths().tolist() == [2, 2, 1]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from rlft.config import places
-from rlft.config.algorithm import PRESETS
+from rlft.config.algorithm import FROM_DATA, PRESETS
 from rlft.config.checks import check_config, notes
 from rlft.config.derived import mismatch_stop, mismatch_warn, off_policy_correction
 from rlft.config.load import dump_config, load_config
@@ -320,14 +320,14 @@ def test_gpus_are_not_counted_unless_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_an_algorithm_sets_its_keys_and_what_is_given_wins(name):
-    changes = {"algorithm.type": name} | ({"rewards.functions": []} if name == "sft" else {})
-    if name == "distill":
+    changes = {"algorithm.type": name} | ({"rewards.functions": []} if name in FROM_DATA else {})
+    if name in ("distill", "kd"):
         changes["teacher.path"] = "some/teacher"
     config = load_config(BASE, changes)
     for key, value in PRESETS[name].items():
         assert getattr(config.algorithm, key) == value
     assert load_config(yaml.safe_load(dump_config(config))) == config, "a complete dump is the same configuration"
-    if name not in ("sft", "online_dpo"):
+    if name not in (*FROM_DATA, "online_dpo"):
         given = load_config(BASE, changes | {"algorithm.loss_average": "max_length"})
         assert given.algorithm.loss_average == "max_length"
 

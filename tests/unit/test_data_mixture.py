@@ -118,6 +118,8 @@ def test_a_mixture_takes_from_each_source_in_its_own_order(tokenizer: Any, tmp_p
     again = all_examples(data, tokenizer, window=99, seed=7)
     assert [g.prompt.id for g in again.batch(2, 4)] == [g.prompt.id for g in groups[8:12]], "a function of the step"
     assert len(mixture) == 7 and [first.prompt.source for first in mixture.firsts] == ["a", "bees"]
+    # a, a, bees, a, a, a, bees, a: the sixth of a, which has 5 rows, is in place 8
+    assert not mixture.repeats(7) and mixture.repeats(8)
     assert mixture.description.splitlines()[0] == "a mixture of 2"
     assert mixture.description.splitlines()[1].startswith("  a, 0.75 of the samples: ")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlft.config.data import EvaluationConfig
-from rlft.evaluation.accuracy import Evaluation, pass_at_k
+from rlft.evaluation.accuracy import Evaluation, pass_at_k, reported_ks
 from rlft.samples import SamplingParams
 from tests.fakes import FakeGenerator, FakePrompts, FakeRewarder, Journal
 
@@ -64,8 +64,7 @@ def test_every_evaluation_draws_with_the_same_seeds_which_no_training_step_has()
 
 @pytest.mark.parametrize(("every", "due"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
 def test_when_it_is_due(every, due):
-    evaluation = Evaluation([], SamplingParams(1, 8), 0, EvaluationConfig(path="x", every=every))
-    assert [step for step in range(1, 6) if evaluation.is_due(step, 5)] == due
+    assert [step for step in range(1, 6) if EvaluationConfig(path="x", every=every).is_due(step, 5)] == due
 
 
 def test_pass_at_k_by_hand():
@@ -81,3 +80,35 @@ def test_pass_at_k_is_the_share_of_choices_with_a_passing_sample(num, passed, k)
     choices = list(combinations(range(num), k))
     share = sum(any(i < passed for i in choice) for choice in choices) / len(choices)
     assert pass_at_k(num, passed, k) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("num", "ks"), [(1, []), (2, [2]), (3, [2, 3]), (8, [2, 4, 8]), (10, [2, 4, 8, 10])])
+def test_powers_of_two_below_the_number_of_samples_are_reported_too(num, ks):
+    assert reported_ks(num) == ks
+
+
+def test_smaller_k_are_estimated_from_all_samples():
+    settings = EvaluationConfig(path="x")
+    evaluation = Evaluation(FakePrompts().take(0, 2), SamplingParams(4, 8), 0, settings)
+    journal = Journal()
+    metrics = evaluation(FakeGenerator(journal, version=0), FakeRewarder(journal), version=0)
+    # rewards 0, 1, 0, 1: of the C(4, 2) = 6 pairs one has no 1, so 5 / 6; of four one always passes
+    assert metrics["eval/accuracy"] == 0.5
+    assert metrics["eval/pass@2"] == pytest.approx(5 / 6)
+    assert metrics["eval/pass@4"] == 1
+    assert "eval/pass@3" not in metrics
+
+
+def test_text_metrics_stand_beside_the_rewards_or_alone():
+    prompts = [replace(prompt, columns={"right": "10 21"}) for prompt in FakePrompts().take(0, 2)]
+    settings = EvaluationConfig(path="x", metrics=["exact_match"], reference_column="right")
+    journal = Journal()
+    found = [
+        Evaluation(prompts, SamplingParams(2, 8), 0, settings, has_rewards)(
+            FakeGenerator(journal, version=1), FakeRewarder(journal), version=1
+        )
+        for has_rewards in (True, False)
+    ]
+    assert found[0]["eval/exact_match"] == found[1]["eval/exact_match"] == 0.5  # they say "10 21" and "11 21"
+    assert found[0]["eval/accuracy"] == 0.5
+    assert found[1].keys() == {"eval/exact_match", "eval/length_mean", "eval/truncated"}

@@ -4,7 +4,7 @@ in a pack; and what no loss may take."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlft.algorithms.preference import PREFERENCE_LOSSES
 from rlft.algorithms.table import POLICY_LOSSES, Loss, make_loss
 from rlft.batch import make_pack, plan_micro_batches
-from rlft.config.algorithm import PRESETS, AlgorithmConfig
+from rlft.config.algorithm import BY_TOKEN, FROM_DATA, PRESETS, AlgorithmConfig
 from rlft.config.derived import loss_average
+from rlft.data.pairs import signed_sample
 from rlft.errors import RunError
 from rlft.loops.credit import assign_advantages, select
 from rlft.loops.learning import refuse_what_is_not_finite
@@ -28,6 +30,12 @@ ALL = [{"policy_loss": name, "advantage": "group"} for name in POLICY_LOSSES] + 
     {"policy_loss": "clip", "off_policy_mask": 1.3, "off_policy_sample_mask": 0.1},
     {"policy_loss": "cispo", "ratio_cap": 1.5, "loss_average": "sample_sum"},
 ]
+PAIRS = [
+    *({"type": "online_dpo", "preference_loss": n} for n in PREFERENCE_LOSSES if n not in ("bco", "aot", *BY_TOKEN)),
+    *({"type": name} for name in ("ipo", "cpo", "orpo", "simpo")),
+    {"type": "dpo", "preference_per_token": True, "sft_coef": 0.3},
+]  # fmt: skip
+DRAWN = [n for n in PRESETS if n not in (*FROM_DATA, "ppo", "rft", "distill", "reinforce", "reinforce_pp")]
 AVERAGES = ["token", "sequence", "max_length", "sample_sum"]
 
 
@@ -65,8 +73,8 @@ def test_order_packing_and_ranks(keys, seed, random, average):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.randoms(use_true_random=False))
-@pytest.mark.parametrize("name", get_args(AlgorithmConfig.model_fields["preference_loss"].annotation))
-def test_pairs_in_any_order(name, seed, random):
+@pytest.mark.parametrize("keys", PAIRS, ids=lambda keys: "-".join(map(str, keys.values())))
+def test_pairs_in_any_order(keys, seed, random):
     """Pairs stay together; which stands first in its pair, and in which pack the pair is, does not matter."""
     groups = random_groups(np.random.default_rng(seed), [2, 2, 2, 2], old_and_ref=True)
     signed = [
@@ -78,7 +86,7 @@ def test_pairs_in_any_order(name, seed, random):
         )
         for g in groups
     ]
-    loss = make_loss(AlgorithmConfig(type="online_dpo", preference_loss=name), "none")
+    loss = make_loss(AlgorithmConfig(**keys), "none")
     totals = count_totals(signed, 8)
     expected = total(loss, [signed], totals, "sequence")
     mixed = [g.with_samples(random.sample(g.samples, 2)) for g in random.sample(signed, 4)]
@@ -106,6 +114,26 @@ def test_pairs_weigh_the_same_whatever_their_length():
     assert both == pytest.approx(sum(each) / 2) and each[0] != pytest.approx(each[1])
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.randoms(use_true_random=False))
+@pytest.mark.parametrize("name", ["kto", "apo_zero"])
+def test_labelled_completions_in_any_order_and_packing(name, seed, random):
+    rng = np.random.default_rng(seed)
+    groups = random_groups(rng, [1] * 6, old_and_ref=True)
+    signed = [
+        g.with_samples([signed_sample(g.samples[0], sign)]) for g, sign in zip(groups, rng.choice([1.0, -1.0], 6))
+    ]
+    loss = make_loss(AlgorithmConfig(type="kto", preference_loss=name, bad_weight=1.5), "none")
+    totals = replace(count_totals(signed, 8), kl=0.3)
+    expected = total(loss, [signed], totals, "sequence")
+    mixed = random.sample(signed, 6)
+    dealt = [batch for rank in plan_micro_batches(mixed, 2, 5) for batch in rank if batch]
+    for packs in ([mixed], [[g] for g in mixed], dealt):
+        found = total(loss, packs, totals, "sequence")
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("keys", ALL, ids=lambda keys: "-".join(map(str, keys.values())))
 def test_samples_that_are_masked_altogether_change_nothing(keys):
     groups = random_groups(np.random.default_rng(1), [3, 2], old_and_ref=True)
@@ -119,9 +147,7 @@ def test_samples_that_are_masked_altogether_change_nothing(keys):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([-3.0, 0.5, 7.0]))
-@pytest.mark.parametrize(
-    "name", [n for n in PRESETS if n not in ("sft", "ppo", "rft", "distill", "reinforce", "reinforce_pp")]
-)
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_constant_on_all_rewards_of_a_group_changes_nothing(name, seed, constant):
     """For whatever compares samples with each other. (A critic learns the constant; rft asks for a level.)"""
     rng = np.random.default_rng(seed)
@@ -138,9 +164,7 @@ def test_a_constant_on_all_rewards_of_a_group_changes_nothing(name, seed, consta
         np.testing.assert_allclose(a.advantages, b.advantages, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in PRESETS if n not in ("sft", "ppo", "rft", "distill", "reinforce", "reinforce_pp")]
-)
+@pytest.mark.parametrize("name", DRAWN)
 def test_equal_rewards_teach_nothing(name):
     groups = random_groups(np.random.default_rng(0), [4, 4])
     groups = [g.with_samples([replace(s, reward=0.7) for s in g.samples]) for g in groups]

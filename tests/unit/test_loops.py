@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlft.config.data import EvaluationConfig
 from rlft.errors import RunError
 from rlft.evaluation.accuracy import Evaluation
 from rlft.loops import on_policy
@@ -131,9 +130,9 @@ def test_a_resumed_run_learns_from_the_same_samples(tmp_path, staleness):
 
 
 def test_evaluation_before_the_first_step_when_due_and_after_the_last(tmp_path):
-    config = config_of(tmp_path, loop__steps=5)
+    config = config_of(tmp_path, loop__steps=5, evaluation__every=2, evaluation__path="some/prompts")
     prompts, params = FakePrompts().take(0, 2), SamplingParams(2, 4)
-    evaluation = Evaluation(prompts, params, 0, EvaluationConfig(path="x", every=2))
+    evaluation = Evaluation(prompts, params, 0, config.evaluation)
     roles, _ = make_roles()
     record = FakeRun()
     on_policy.train(roles, FakePrompts(), evaluation, record, config)  # type: ignore[arg-type]

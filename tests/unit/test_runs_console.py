@@ -65,13 +65,14 @@ def test_the_panel_fits_whatever_is_known(width: int):
 
     times = {"time/generate_s": 1.5, "time/learn_s": 0.5, "time/step_s": 2.0}
     nothing = View("rlft", None, 150, "starting", 3.0, None, [], {})
-    all_ = View("a run", 75, 150, "learn", 3.0, 80.0, [0.1, 0.5], {**METRICS, **times, "eval/accuracy": 0.9})
+    evaluated = {"eval/accuracy": 0.9, "eval/pass@2": 0.111, "eval/pass@10": 0.987}
+    all_ = View("a run", 75, 150, "learn", 3.0, 80.0, [0.1, 0.5], {**METRICS, **times, **evaluated})
     for view in (nothing, all_):
         out = io.StringIO()
         RichConsole(file=out, width=width, force_terminal=False).print(LivePanel(lambda view=view: view))
         assert all(len(line) <= width for line in out.getvalue().splitlines())
         if width >= 80 and view is all_:
-            for part in ("75/150", "50%, 1m20s left  learn 3s", "reward 0.500  ▁█", "KL to reference", "0.900", "0.5"):
+            for part in ("75/150", "50%, 1m20s left  learn 3s", "reward 0.500  ▁█", "KL to", "0.900", "0.987"):
                 assert part in out.getvalue()
 
 

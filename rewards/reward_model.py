@@ -1,0 +1,133 @@
+"""Reward from a learned model: a checkpoint of a run with algorithm.type reward, or any sequence classification model
+of one output.
+
+Knows nothing about who asks. Texts are tokenised as they were when such a model was trained, with its own tokenizer and
+chat template.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from rewards.texts import Completion
+from rlft.errors import UserError
+
+_LOADING = threading.Lock()  # each call has a thread of its own
+
+
+class _Judge(NamedTuple):
+    model: Any
+    tokenizer: Any
+    window: int
+    end: set[int]
+    device: str
+
+
+def reward_model(
+    prompts: Sequence[Any],
+    completions: Sequence[Completion],
+    path: str,
+    finish_reasons: Sequence[str] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    **columns: Any,
+) -> list[float]:
+    """The model's score of each completion behind its prompt.
+
+    Args:
+        path: the model's folder, or a name on the Hub. A PEFT adapter's folder works too.
+        dtype: of its weights.
+        device: where it runs; without one on the GPU, if this process has one.
+    """
+    import numpy as np
+    import torch
+
+    from rlft.batch import make_pack
+    from rlft.samples import Group
+
+    with _LOADING:
+        judge = _load(path, dtype, device)
+    reasons = finish_reasons if finish_reasons is not None else ["stop"] * len(completions)
+    groups = [
+        _read(judge, prompt, completion, reason == "stop")
+        for prompt, completion, reason in zip(prompts, completions, reasons, strict=True)
+    ]
+    lengths = [len(group.samples[0].token_ids) - 1 for group in groups]
+    if max(lengths) > judge.window:
+        raise ValueError(f"{max(lengths)} tokens, and the window of {path} has {judge.window}")
+    prompt = groups[0].prompt
+    if all(np.array_equal(group.prompt.token_ids, prompt.token_ids) for group in groups):  # read once for all
+        groups = [Group(prompt, tuple(group.samples[0] for group in groups))]
+    with torch.inference_mode():
+        return judge.model(make_pack(groups, device=judge.device)).tolist()
+
+
+def check_reward_model(
+    path: str | None = None, dtype: str = "float32", device: str | None = None, **other: Any
+) -> None:
+    """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing."""
+    if other:
+        raise UserError(f"rewards: args of reward_model has {next(iter(other))!r}; expected path, dtype and device")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"rewards: reward_model's dtype is {dtype!r}; expected float32 or bfloat16")
+    if path is None:
+        raise UserError("rewards: reward_model needs a model: args: {path: runs/my_reward/checkpoints/step-000100}")
+    from transformers import AutoConfig
+
+    from rlft.models.reward import is_adapter
+
+    if is_adapter(path):
+        return
+    try:
+        kinds = AutoConfig.from_pretrained(path).architectures or []
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"rewards: reward_model's path {path} cannot be loaded as a model ({reason})") from None
+    if kinds and not any("SequenceClassification" in kind for kind in kinds):
+        raise UserError(
+            f"rewards: reward_model's path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
+            "algorithm.type reward, and give its checkpoint."
+        )
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, dtype: str, device: str | None) -> _Judge:
+    import torch
+
+    from rlft.data.tokenizer import end_tokens, load_tokenizer
+    from rlft.models.load import window
+    from rlft.models.reward import base_of, load_trained_reward_model
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_trained_reward_model(path, dtype, device)
+    tokenizer, base = load_tokenizer(path), base_of(path)
+    return _Judge(model, tokenizer, window(base), end_tokens(base, tokenizer), device)
+
+
+def _read(judge: _Judge, prompt: Any, completion: Completion, ended: bool) -> Any:
+    """The sample as the model reads it, tokenised as pairs are for its training. What did not end has no end token."""
+    from rlft.config.data import DataConfig
+    from rlft.data.examples import worked_examples
+    from rlft.data.reading import Rows
+    from rlft.data.scores import scored_at_end
+    from rlft.data.shapes import DataShape
+
+    chat = not isinstance(prompt, str)
+    answer = completion if isinstance(completion, str) else [dict(turn) for turn in completion]
+    row = {"prompt": list(prompt) if chat else prompt, "completion": answer}
+    shape = DataShape("messages" if chat else "text", "prompt", "completion", None, 1, ())
+    read = Rows([row], ["completion"], "completions")
+    (group,) = worked_examples(read, shape, DataConfig(train_on="last"), judge.tokenizer, judge.end)
+    return group.with_samples([scored_at_end(group.samples[0] if ended else _unended(group.samples[0]))])
+
+
+def _unended(sample: Any) -> Any:
+    from rlft.samples import Sample
+
+    return Sample.given(sample.token_ids[:-1], sample.loss_mask[:-1], sample.text)
+
+
+reward_model.check_args = check_reward_model  # type: ignore[attr-defined]  # called when a run looks at its functions

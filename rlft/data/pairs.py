@@ -1,0 +1,232 @@
+"""Rows to pairs of a chosen and a rejected completion, and to completions labelled good or bad.
+
+Knows nothing about losses. A pair is a group of two samples, the chosen one first; the advantage of their tokens, 1 and
+-1, tells them apart. A labelled completion is a group whose first sample has 1 (good) or -1 (bad).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rlft.config.data import DataConfig
+from rlft.data.examples import ExampleSet, worked_examples
+from rlft.data.fitting import fit_examples
+from rlft.data.prompts import load_rows
+from rlft.data.reading import Rows
+from rlft.data.shapes import PROMPT_COLUMNS, DataShape, check_column, check_labels, detect_shape
+from rlft.errors import UserError
+from rlft.samples import Group, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+
+
+class PairShape(NamedTuple):
+    """Where prompt and completions of pairs are."""
+
+    prompt_column: str | None  # None: the chosen and the rejected text or conversation begin with it
+    conversations: bool  # chosen and rejected hold messages
+
+    def describe(self, data: DataConfig, read: Rows) -> str:
+        """One line for people."""
+        form = "messages" if self.conversations else "text"
+        begin = f"{self.prompt_column} -> prompt" if self.prompt_column else "what both begin with -> prompt"
+        used = {self.prompt_column, data.chosen_column, data.rejected_column}
+        others = ", ".join(name for name in read.columns() if name not in used) or "none"
+        return (
+            f"{begin}, {data.chosen_column} over {data.rejected_column} ({form}); {len(read.rows)} pairs; "
+            f"other columns: {others}"
+        )
+
+
+def load_pairs(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    seed: int,
+    end: AbstractSet[int] = frozenset(),
+    rows: Iterable[Any] | None = None,
+    path: str | None = None,
+) -> ExampleSet:
+    """Read, render and tokenise pairs, each completion as load_examples would do it. Both forms of the field are read:
+    prompt, chosen and rejected, or chosen and rejected that begin with the prompt.
+
+    Raises UserError for data that cannot be used, among them a pair whose two completions are the same, unless
+    data.unusable is drop.
+    """
+    read = load_rows(data, rows, path)
+    shape = pair_shape(read, data)
+    both = [_two_rows(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
+    twice = Rows([r for two in both for r in two], [p for p in read.places for _ in range(2)], read.source)
+    column = "messages" if shape.conversations and shape.prompt_column is None else "prompt"
+    kind = "messages" if isinstance(twice.rows[0][column], list) else "text"
+    form = DataShape(kind, column, column if column == "messages" else "completion", None, len(twice.rows), ())
+    singles = worked_examples(twice, form, _last(data), tokenizer, end)
+    pairs, same = list[Group](), list[str]()
+    for row, place, chosen, rejected in zip(read.rows, read.places, singles[::2], singles[1::2], strict=True):
+        if np.array_equal(chosen.samples[0].token_ids, rejected.samples[0].token_ids):
+            same.append(place)
+            continue
+        signed = signed_sample(chosen.samples[0], 1.0), signed_sample(rejected.samples[0], -1.0)
+        pairs.append(Group(replace(chosen.prompt, columns=row), signed))
+    note = _left_out(same, len(singles) // 2, data, "whose chosen and rejected completions are the same")
+    kept, long = fit_examples(pairs, tokenizer, window, data.too_long)
+    return ExampleSet(kept, f"{read.source}: {shape.describe(data, read)}{note}{long}", seed, data.shuffle)
+
+
+def load_labels(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    seed: int,
+    end: AbstractSet[int] = frozenset(),
+    rows: Iterable[Any] | None = None,
+    path: str | None = None,
+    with_others: bool = True,
+) -> ExampleSet:
+    """Read, render and tokenise completions with labels. With `with_others` each group has a second sample without an
+    advantage: its prompt with the completion of the next row that has another prompt, on which KTO measures how far
+    the policy is from the reference.
+
+    Raises UserError for data that cannot be used.
+    """
+    read = load_rows(data, rows, path)
+    shape = detect_shape(
+        read, prompt_column=data.prompt_column, completion_column=data.completion_column, need_completion=True
+    )
+    check_column("data.label_column", data.label_column, read.columns(), read.source)
+    labels = check_labels(read, data.label_column)
+    examples = worked_examples(read, shape, _last(data), tokenizer, end)
+    groups = [
+        group.with_samples([signed_sample(group.samples[0], 1.0 if good else -1.0)])
+        for group, good in zip(examples, labels, strict=True)
+    ]
+    kept, long = fit_examples(groups, tokenizer, window, data.too_long)
+    note = f", {data.label_column} -> good or bad ({sum(labels)} good, {len(labels) - sum(labels)} bad){long}"
+    if with_others:
+        kept = _with_others(kept, window, read.source)
+    return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+
+
+def _last(data: DataConfig) -> DataConfig:
+    """Of a conversation the last answer alone is compared or judged."""
+    return data.model_copy(update={"train_on": "last"})
+
+
+def signed_sample(sample: Sample, sign: float) -> Sample:
+    """The sample with this advantage on every token."""
+    return replace(sample, advantages=np.full(len(sample.token_ids), sign, dtype=np.float32))
+
+
+def pair_shape(read: Rows, data: DataConfig) -> PairShape:
+    """The shape of `read`. Raises UserError when a column is not there."""
+    columns = read.columns()
+    for key, name in (("data.chosen_column", data.chosen_column), ("data.rejected_column", data.rejected_column)):
+        check_column(key, name, columns, read.source)
+    check_column("data.prompt_column", data.prompt_column, columns, read.source)
+    first = read.rows[0].get(data.chosen_column)
+    conversations = isinstance(first, list | tuple)
+    prompt = data.prompt_column or next((name for name in PROMPT_COLUMNS if name in columns), None)
+    whole = conversations and len(first) > 1  # type: ignore[arg-type]  # with the question in it, whatever else is there
+    if whole and data.prompt_column is not None:
+        raise UserError(
+            f"data.prompt_column: {read.source} has whole conversations in {data.chosen_column!r}, with the prompt in "
+            "them. Leave data.prompt_column empty."
+        )
+    return PairShape(None if whole else prompt, conversations)
+
+
+def _two_rows(row: Row, place: str, shape: PairShape, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row as two worked examples."""
+    chosen, rejected = row.get(data.chosen_column), row.get(data.rejected_column)
+    for column, value in ((data.chosen_column, chosen), (data.rejected_column, rejected)):
+        if isinstance(value, list | tuple) != shape.conversations or not isinstance(value, str | list | tuple):
+            found = "missing" if value is None else f"a {type(value).__name__}"
+            expected = "a list of messages" if shape.conversations else "text"
+            raise UserError(f"{place}: column {column!r} is {found}. Expected {expected}, as in the first row.")
+    assert chosen is not None and rejected is not None
+    if shape.prompt_column is not None:
+        prompt = row.get(shape.prompt_column)
+        return {"prompt": prompt, "completion": chosen}, {"prompt": prompt, "completion": rejected}
+    if shape.conversations:
+        _check_alternatives(chosen, rejected, place, data)
+        return {"messages": list(chosen)}, {"messages": list(rejected)}
+    shared = _shared_text(chosen, rejected)
+    if not shared:
+        raise UserError(
+            f"{place}: there is no prompt column, and {data.chosen_column!r} and {data.rejected_column!r} do not begin "
+            "with the same words. Name the column with data.prompt_column."
+        )
+    return tuple({"prompt": shared, "completion": text[len(shared) :]} for text in (chosen, rejected))  # type: ignore[return-value]
+
+
+def _shared_text(chosen: str, rejected: str) -> str:
+    """What both begin with, up to the end of a word: where they part within one, all of it is answer."""
+    shared = chosen[
+        : next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), len(min(chosen, rejected, key=len)))
+    ]
+    if len(shared) in (len(chosen), len(rejected)):  # one is the beginning of the other
+        shared = shared[:-1]
+    cut = max(shared.rfind(blank) for blank in (" ", "\n", "\t"))
+    return shared[: cut + 1].rstrip(" ")
+
+
+def _check_alternatives(chosen: Sequence[Any], rejected: Sequence[Any], place: str, data: DataConfig) -> None:
+    """Two conversations that differ in the last message alone."""
+    if list(chosen[:-1]) == list(rejected[:-1]):
+        return
+    at = next(i for i, (a, b) in enumerate([*zip(chosen, rejected), (0, 1)]) if a != b)
+    raise UserError(
+        f"{place}: the conversations in {data.chosen_column!r} ({len(chosen)} messages) and {data.rejected_column!r} "
+        f"({len(rejected)}) part at message {at + 1}. Expected the same messages up to the last, which answers them."
+    )
+
+
+def _with_others(groups: Sequence[Group], window: int, source: str) -> list[Group]:
+    """Each group with its prompt and the completion of the next that has another prompt, as much as fits."""
+    prompts = [group.prompt.token_ids.tobytes() for group in groups]
+    following = _next_of_another_prompt(prompts)
+    if following is None:
+        raise UserError(
+            f"{source}: all rows have the same prompt. kto measures the distance from the reference on completions of "
+            "other prompts; expected at least two prompts, or algorithm.preference_loss apo_zero."
+        )
+    result = []
+    for group, other in zip(groups, following, strict=True):
+        answer = groups[other].samples[0].token_ids[len(groups[other].prompt.token_ids) :]
+        ids = np.concatenate([group.prompt.token_ids, answer])[: max(window, len(group.prompt.token_ids) + 1)]
+        mask = np.arange(len(ids)) >= len(group.prompt.token_ids)
+        result.append(group.with_samples([*group.samples, signed_sample(Sample.given(ids, mask, ""), 0.0)]))
+    return result
+
+
+def _next_of_another_prompt(prompts: Sequence[bytes]) -> list[int] | None:
+    """For each place the next one, around the end, with another value; None when all are the same."""
+    count, following = len(prompts), [0] * len(prompts)
+    change = next((i for i in range(count) if prompts[i] != prompts[i - 1]), None)
+    if change is None:
+        return None
+    for i in range(change + count - 1, change - 1, -1):  # backwards around, from the end of a run of equals
+        here, ahead = i % count, (i + 1) % count
+        following[here] = ahead if prompts[ahead] != prompts[here] else following[ahead]
+    return following
+
+
+def _left_out(places: Sequence[str], count: int, data: DataConfig, what: str) -> str:
+    """What to add to the description. Raises UserError where these rows may not be left out, or nothing is left."""
+    if not places:
+        return ""
+    if data.unusable == "drop" and len(places) < count:
+        return f"; {len(places)} dropped {what}"
+    first = ", ".join(places[:3]) + (" ..." if len(places) > 3 else "")
+    way = "Mend them." if len(places) == count else "Mend or delete them, or set data.unusable to drop."
+    raise UserError(f"{len(places)} of {count} rows {what} teach nothing: {first}. {way}")

@@ -1,0 +1,123 @@
+"""A reward model: transformers' sequence classification model with one output, fed in packs.
+
+Knows nothing about losses or engines. A text's score is read at its last token. In a pack the state of a token is asked
+for by the place behind it, so every text ends with one more token that is never fed (rlft.data.scores).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlft.batch import Pack
+from rlft.config.model import ModelConfig
+from rlft.errors import UserError
+from rlft.models.load import add_adapter, cannot_load
+from rlft.models.policy import check_packed, use_packed_attention
+
+
+class RewardModel(nn.Module):
+    """For packs, as Policy."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """`model`: a sequence classification model of one output, perhaps with an adapter around it."""
+        super().__init__()
+        self.model = model
+        classifier: Any = _inside(model)
+        head = getattr(classifier, "score", None)
+        if head is None:
+            raise UserError(
+                f"model.path: {type(classifier).__name__} has no layer named score, so it cannot be used as a reward "
+                "model; expected a decoder (Qwen, Llama, Mistral, Gemma and others)"
+            )
+        plain = classifier.config._attn_implementation
+        use_packed_attention(classifier)
+
+        def alone(ids: Tensor) -> Tensor:
+            return classifier.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+
+        check_packed(classifier, plain, self.hidden, alone)
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
+        """Last hidden states [N, hidden] of tokens [N]."""
+        body: Any = _inside(self.model).base_model
+        return body(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, layout=layout
+        ).last_hidden_state[0]
+
+    def forward(self, pack: Pack) -> Tensor:
+        """The score in the state before each target, f32 [M]."""
+        hidden = self.hidden(pack.input_ids, pack.position_ids, pack.layout)
+        return _inside(self.model).score(hidden.index_select(0, pack.predict_from)).squeeze(-1).float()
+
+
+def _inside(model: Any) -> Any:
+    """The transformers model inside an adapter, or itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def load_reward_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0) -> RewardModel:
+    """The reward model at `model.path`, in eval mode. From a causal language model its body, with a new head drawn from
+    `seed`; from a reward model all of it. With its adapter around it if one is configured."""
+    assert model.path is not None
+    classifier, _ = _load_classifier(model.path, model.dtype, seed)
+    classifier.to(device)
+    if model.adapter is not None:
+        classifier = add_adapter(classifier, model.adapter, seed, task="SEQ_CLS")
+    return RewardModel(classifier).eval()
+
+
+def load_trained_reward_model(path: str, dtype: str, device: torch.device | str = "cpu") -> RewardModel:
+    """The reward model at `path` to be asked, an adapter's folder among them. Raises UserError for a model without a
+    head, whose scores would be random."""
+    classifier, missing = _load_classifier(base_of(path), dtype, seed=0)
+    if is_adapter(path):
+        from peft import PeftModel
+
+        classifier = PeftModel.from_pretrained(classifier, path).merge_and_unload()
+    elif missing:
+        raise UserError(
+            f"reward model: {path} has no weights for {', '.join(sorted(missing))}: it is no reward model. Train one "
+            "with algorithm.type reward, and give its checkpoint."
+        )
+    return RewardModel(classifier.to(device)).eval()
+
+
+def is_adapter(path: str) -> bool:
+    """Whether the folder holds a PEFT adapter."""
+    return Path(path, "adapter_config.json").is_file()
+
+
+def base_of(path: str) -> str:
+    """The model that an adapter's folder is for; other paths as they are."""
+    if not is_adapter(path):
+        return path
+    return str(json.loads(Path(path, "adapter_config.json").read_text())["base_model_name_or_path"])
+
+
+def _load_classifier(path: str, dtype: str, seed: int) -> tuple[Any, set[str]]:
+    """transformers' model of one output, and the names of weights that it does not find at `path`."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    state, level = torch.get_rng_state(), logging.get_verbosity()
+    torch.manual_seed(seed)
+    logging.set_verbosity_error()  # it would tell that the head is new, which may be the point
+    try:
+        classifier, info = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(cannot_load(path, error)) from error
+    finally:
+        logging.set_verbosity(level)
+        torch.set_rng_state(state)
+    text = classifier.config.get_text_config()
+    if text.pad_token_id is None:  # with one, it can score several texts at once
+        text.pad_token_id = text.eos_token_id
+    return classifier, set(info["missing_keys"])

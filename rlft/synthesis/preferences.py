@@ -1,0 +1,106 @@
+"""Which of two answers is better, as another model sees it: preference labels from AI feedback.
+
+Bai et al. 2022, arXiv:2212.08073, section 4.1; Lee et al. 2023, "RLAIF", arXiv:2309.00267, section 2.1. Judges prefer
+what stands first (or second), so each pair is asked in both orders; where RLAIF takes the mean of both, here a pair
+counts only when both agree. Knows nothing about files or HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+from rlft.errors import UserError
+from rlft.synthesis.config import PreferConfig
+from rlft.synthesis.constitution import Constitution, Principle
+from rlft.synthesis.critique import whole_answer
+from rlft.synthesis.endpoint import Asker, row_seed
+from rlft.synthesis.rows import LeftOut, Outcome, SourceRow, made_row
+
+Verdict = Literal["A", "B"]
+_VERDICT = re.compile(r"VERDICT: ([AB])")
+_QUESTION = """\
+Below are a conversation and two answers to its last message.
+
+<conversation>
+{conversation}
+</conversation>
+
+<answer_A>
+{a}
+</answer_A>
+
+<answer_B>
+{b}
+</answer_B>
+
+{principle}
+
+Compare the two answers in a few sentences. Then end with a last line that is exactly "VERDICT: A" or "VERDICT: B"."""
+
+
+def labeller(config: PreferConfig, constitution: Constitution, seed: int) -> Callable[[SourceRow, Asker], Outcome]:
+    """What makes the row {prompt, chosen, rejected, principle, judgements} for one prompt; `seed` is the run's."""
+
+    def label(row: SourceRow, ask: Asker) -> Outcome:
+        principle = constitution.draw(1, row_seed(seed, row.id, "principles"))[0]
+        first, second = _answers(config, row, ask)
+        if first.strip() == second.strip():
+            raise LeftOut("identical")
+        verdict, judgement = _judge(config, row, principle, first, second, ask)
+        swapped, judgement_swapped = _judge(config, row, principle, second, first, ask)
+        if verdict == swapped:  # the same place, so the other answer
+            raise LeftOut("orders_disagree")
+        chosen, rejected = (first, second) if verdict == "A" else (second, first)
+        made = {
+            "chosen": chosen,
+            "rejected": rejected,
+            "principle": principle.name,
+            "judgements": [judgement, judgement_swapped],
+        }
+        return Outcome((made_row(row, made),))
+
+    return label
+
+
+def check_columns(config: PreferConfig, row: SourceRow) -> None:
+    """Raise UserError when an answer that should come with the row is no text."""
+    for key, column in (("first_column", config.first_column), ("second_column", config.second_column)):
+        if column is None:
+            continue
+        value = row.columns.get(column)
+        if not isinstance(value, str) or not value.strip():
+            found = "is not there" if column not in row.columns else f"is {value!r:.60}"
+            raise UserError(
+                f"{row.id}: column {column!r} (prefer.{key}) {found}. Expected an answer as text. Columns there: "
+                f"{', '.join(row.columns) or 'none'}."
+            )
+
+
+def read_verdict(text: str) -> Verdict | None:
+    """A or B when the last line that is not empty is a verdict and nothing else; otherwise None."""
+    lines = text.strip().splitlines()
+    found = _VERDICT.fullmatch(lines[-1].strip()) if lines else None
+    return None if found is None else ("A" if found[1] == "A" else "B")
+
+
+def _answers(config: PreferConfig, row: SourceRow, ask: Asker) -> tuple[str, str]:
+    if config.first_column is None or config.second_column is None:
+        return whole_answer(ask(row.messages)), whole_answer(ask(row.messages))
+    return row.columns[config.first_column], row.columns[config.second_column]
+
+
+def _judge(
+    config: PreferConfig, row: SourceRow, principle: Principle, a: str, b: str, ask: Asker
+) -> tuple[Verdict, str]:
+    """(verdict, the judge's words). Raises LeftOut when no reply ends with a verdict."""
+    assert principle.prefer is not None, "load_constitution sees to it"
+    talk = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row.messages)
+    question = _QUESTION.format(conversation=talk, a=a, b=b, principle=principle.prefer.strip())
+    for _ in range(config.max_asks):
+        reply = ask([{"role": "user", "content": question}], temperature=config.judge_temperature)
+        verdict = read_verdict(reply.text)
+        if verdict is not None:
+            return verdict, reply.text
+    raise LeftOut("unparsed")

@@ -1,0 +1,92 @@
+"""A reward model from pairs to the reward of a run: the scores are those that it was trained to give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from rewards.load import resolve
+from rewards.reward_model import reward_model
+from rlft import cli
+from rlft.config.roles import RewardFunction
+from rlft.data.tokenizer import load_tokenizer
+from rlft.errors import UserError
+from tests.running import DPO, GRPO, rollouts_of, train_here, write_config
+
+
+@pytest.fixture(scope="module")
+def trained(task: Path) -> Path:
+    """The checkpoint of a reward model."""
+    changes = {"algorithm.type": "reward", "loop.steps": 30, "loop.save_every": 0}
+    result = train_here(task, write_config(task, "judge", DPO, changes))
+    assert result.checkpoint is not None
+    return result.checkpoint
+
+
+def plain_scores(folder: Path, texts: list[str]) -> list[float]:
+    """What transformers says of texts alone, the end token behind."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), load_tokenizer(folder)
+    with torch.no_grad():
+        ids: list[Any] = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+        return [float(model(input_ids=x).logits[0, 0]) for x in ids]
+
+
+def test_scores_are_those_of_transformers(trained: Path) -> None:
+    eos = load_tokenizer(trained).eos_token
+    found = reward_model(["12=", "12=", "21="], ["12", "021", "12"], str(trained))
+    np.testing.assert_allclose(found, plain_scores(trained, [f"12=12{eos}", f"12=021{eos}", f"21=12{eos}"]), atol=1e-5)
+    cut = reward_model(["12="] * 2, ["12", "021"], str(trained), finish_reasons=["length", "stop"])
+    np.testing.assert_allclose(cut, plain_scores(trained, ["12=12", f"12=021{eos}"]), atol=1e-5)
+
+
+def test_an_adapters_folder_is_a_reward_model_too(task: Path) -> None:
+    changes = {
+        "algorithm.type": "reward", "model.adapter": {"rank": 4}, "loop.steps": 10, "learner.lr": 1e-2,
+        "loop.save_every": 0,
+    }  # fmt: skip
+    result = train_here(task, write_config(task, "lora-judge", DPO, changes))
+    assert (result.checkpoint / "adapter_config.json").is_file()
+    good, bad = reward_model(["523146="] * 2, ["123456", "0654321"], str(result.checkpoint))
+    assert good > bad
+
+
+def test_a_run_with_a_learned_reward(task: Path, trained: Path) -> None:
+    functions = [{"function": "reward_model", "args": {"path": str(trained)}}]
+    changes = {"rewards.functions": functions, "loop.steps": 2, "loop.save_every": 0, "algorithm.kl_coef": 0.0}
+    rows = rollouts_of(task / train_here(task, write_config(task, "learned", GRPO, changes)).folder)
+    assert all(row["status/reward_model"] == "ok" for row in rows)
+    eos = load_tokenizer(trained).eos_token
+    ended = [row for row in rows if row["finish_reason"] == "stop"][:4]
+    texts = [f"{row['prompt']}{row['completion']}{eos}" for row in ended]
+    np.testing.assert_allclose([row["reward"] for row in ended], plain_scores(trained, texts), atol=1e-4)
+
+
+def test_what_is_no_reward_model_is_refused_before_the_run(
+    task: Path, trained: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(task)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    policy = task / "runs" / "judge" / "model"
+    config = write_config(task, "no-judge", GRPO, {"rewards.functions": [{"function": "reward_model"}]})
+    assert cli.main(["train", config]) == 2
+    assert "reward_model needs a model: args: {path:" in capsys.readouterr().err
+    assert cli.main(["train", config, f"--rewards.functions.0.args={{path: {policy}}}"]) == 2
+    assert "which gives no scores. Train a reward model with algorithm.type reward" in capsys.readouterr().err
+    assert cli.main(["train", config, "--rewards.functions.0.args={path: nowhere/judge}"]) == 2
+    assert "reward_model's path nowhere/judge cannot be loaded" in capsys.readouterr().err
+    assert not (task / "runs" / "no-judge").exists()
+    for wrong, said in (({"pth": "x"}, "args of reward_model has 'pth'"), ({"dtype": "fp8"}, "dtype is 'fp8'")):
+        with pytest.raises(UserError, match=said):
+            resolve(
+                RewardFunction.model_validate({"function": "reward_model", "args": {"path": str(trained), **wrong}})
+            )
+
+
+def test_too_long_for_its_window_is_a_failure_and_no_number(trained: Path) -> None:
+    with pytest.raises(ValueError, match="66 tokens, and the window of .* has 64"):
+        reward_model(["1="], ["1" * 63], str(trained))
