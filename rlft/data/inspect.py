@@ -19,7 +19,6 @@ from rlft.data.inspect_rows import Look, ModelLimits, Part, Plan, Problem, Purpo
 from rlft.data.lenient import BadLine
 from rlft.data.prompts import with_ground_truth
 from rlft.data.reading import Rows
-from rlft.data.shapes import PROMPT_COLUMNS
 from rlft.errors import UserError
 
 NUM_BINS = 8  # of a histogram
@@ -111,12 +110,12 @@ def inspect_rows(
         looks, found = _look_at_all(read, plan, data, model, num_examples)
         problems += found
         if not looks and all(problem.effect == "dropped" for problem in problems):
-            problems.append(Problem("nothing left", read.source, "all rows are too long, so no row would be left"))
+            problems.append(Problem("nothing left", read.source, "all rows would be dropped, so none would be left"))
     whole = (digest(json.dumps(row, sort_keys=True, default=str)) for row in read.rows)
     return Inspection(
         source=read.source,
         num_rows=len(read.rows) + len(bad_lines),
-        columns=_columns(read, plan),
+        columns=_columns(read, plan, data),
         layout=layout_of(read, plan) if plan else "",
         understood=_understood(plan),
         purpose=plan.purpose if plan else purpose,
@@ -159,7 +158,7 @@ def _without_columns(read: Rows, check: Callable[[Mapping[str, Any]], None] | No
 
 def layout_of(read: Rows, plan: Plan) -> str:
     """What people call this form of data."""
-    if plan.shape is None:
+    if plan.pairs is not None:
         return {"pairs": "pairs (chosen and rejected)", "labels": "labelled completions (good or bad)"}[plan.purpose]
     if plan.shape.kind == "document":
         return "documents (continued pretraining)"
@@ -174,29 +173,29 @@ def layout_of(read: Rows, plan: Plan) -> str:
 
 
 def _understood(plan: Plan | None) -> str:
-    if plan is None or plan.shape is None:
+    if plan is None:
         return ""
-    return plan.shape.describe()
+    return plan.shape.describe() if plan.pairs is None else plan.pairs.described
 
 
-def _columns(read: Rows, plan: Plan | None) -> tuple[Column, ...]:
+def _columns(read: Rows, plan: Plan | None, data: DataConfig) -> tuple[Column, ...]:
     columns = []
     for name in read.columns():
         values = [row.get(name) for row in read.rows]
         types = Counter(_type_of(value) for value in values if value is not None)
         nulls = sum(value is None for value in values)
-        columns.append(Column(name, dict(types), nulls / len(values), _role(name, plan)))
+        columns.append(Column(name, dict(types), nulls / len(values), _role(name, plan, data)))
     return tuple(columns)
 
 
-def _role(name: str, plan: Plan | None) -> str:
+def _role(name: str, plan: Plan | None, data: DataConfig) -> str:
     if plan is None:
         return ""
-    if plan.shape is None:
-        used = {"chosen": "learned", "rejected": "learned to avoid"}
-        used = used if plan.purpose == "pairs" else {"label": "whether the completion is good"}
-        prompt = next((column for column in PROMPT_COLUMNS if column in plan.columns), None)
-        return "prompt" if name == prompt else used.get(name, "")
+    if plan.pairs is not None and plan.pairs.pair is not None:
+        used = {data.chosen_column: "learned", data.rejected_column: "learned to avoid"}
+        return "prompt" if name == plan.pairs.pair.prompt_column else used.get(name, "not used")
+    if plan.pairs is not None and name == data.label_column:
+        return "whether the completion is good"
     shape = plan.shape
     if name == shape.prompt_column:
         whole = shape.completion_column == name
@@ -205,7 +204,7 @@ def _role(name: str, plan: Plan | None) -> str:
         return "completion"
     if name == shape.context_column:
         return "put under the prompt"
-    return "not used" if plan.purpose == "sft" else "for reward functions"
+    return "for reward functions" if plan.purpose == "prompts" else "not used"
 
 
 def _type_of(value: Any) -> str:

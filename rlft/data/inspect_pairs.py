@@ -1,19 +1,20 @@
 """Rows that hold two answers to a prompt (chosen, rejected), or one and whether it is good (label), for inspection.
 
-Knows nothing about tokenizers: it takes such a row apart into rows of a prompt and one completion each.
+Knows nothing about tokenizers: it takes such a row apart, as pairs.py does, into a prompt and one completion each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from rlft.config.data import DataConfig
+from rlft.data.pairs import PairShape, pair_form, pair_shape, two_rows
 from rlft.data.reading import Rows
-from rlft.data.shapes import COMPLETION_COLUMNS, PROMPT_COLUMNS, DataShape, last_assistant_turn, prompt_messages
+from rlft.data.shapes import COMPLETION_COLUMNS, DataShape, check_column, check_labels, detect_shape
 from rlft.errors import UserError
 
 PairKind = Literal["pairs", "labels"]
-TURN = "\n\nAssistant:"  # before the answer in texts that hold a whole talk, as Anthropic's HH data does
 
 
 class Answered(NamedTuple):
@@ -24,65 +25,46 @@ class Answered(NamedTuple):
     shape: DataShape
 
 
-def detect_pairs(read: Rows, columns: Sequence[str]) -> PairKind | None:
+class PairPlan(NamedTuple):
+    """How rows of pairs, or of labelled completions, are understood."""
+
+    pair: PairShape | None  # None for labels
+    shape: DataShape  # of what they are taken apart into
+    described: str
+
+
+def detect_pairs(read: Rows, columns: Sequence[str], data: DataConfig) -> PairKind | None:
     """`pairs` where there are chosen and rejected, `labels` where a completion has a label of true or false."""
-    if "chosen" in columns and "rejected" in columns:
+    if data.chosen_column in columns and data.rejected_column in columns:
         return "pairs"
-    label = next((row["label"] for row in read.rows if row.get("label") is not None), None)
-    completion = any(name in columns for name in COMPLETION_COLUMNS)
+    label = next((row[data.label_column] for row in read.rows if row.get(data.label_column) is not None), None)
+    completion = any(name in columns for name in (data.completion_column, *COMPLETION_COLUMNS))
     return "labels" if isinstance(label, bool) and completion else None
 
 
-def answered_rows(row: Mapping[str, Any], place: str, kind: PairKind, columns: Sequence[str]) -> list[Answered]:
-    """What there is to learn of a row, in parts. Raises UserError naming `place`."""
-    prompt_column = next((name for name in PROMPT_COLUMNS if name in columns), None)
+def pair_plan(read: Rows, kind: PairKind, data: DataConfig) -> PairPlan:
+    """See PairPlan. Raises UserError where a run would refuse all rows."""
     if kind == "labels":
-        completion = next(name for name in COMPLETION_COLUMNS if name in columns)
-        label = row.get("label")
-        if not isinstance(label, bool):
-            raise UserError(f"{place}: column 'label' is {label!r}. Expected true (a good completion) or false.")
-        if prompt_column is None:
-            raise UserError(f"{place}: there is no prompt. Expected one of {', '.join(PROMPT_COLUMNS)}.")
-        return [_answered("good" if label else "bad", row.get(prompt_column), completion, row.get(completion))]
-    prompts, answers = zip(*(_split(row, place, name, prompt_column) for name in ("chosen", "rejected")), strict=True)
-    if prompts[0] != prompts[1]:
-        raise UserError(
-            f"{place}: 'chosen' and 'rejected' answer different prompts. Expected the same talk but for the answer."
+        shape = detect_shape(
+            read, prompt_column=data.prompt_column, completion_column=data.completion_column, need_completion=True
         )
-    if answers[0] == answers[1]:
-        raise UserError(f"{place}: 'chosen' and 'rejected' are the same, so nothing tells them apart. Delete that row.")
-    names = ("chosen", "rejected")
-    return [_answered(name, prompts[0], name, answer) for name, answer in zip(names, answers, strict=True)]
+        check_column("data.label_column", data.label_column, read.columns(), read.source)
+        return PairPlan(None, shape, f"{shape.describe()}; {data.label_column} -> good or bad")
+    pair = pair_shape(read, data)
+    form = None
+    for row, place in zip(read.rows, read.places, strict=True):  # the first that is a pair tells the form of all
+        try:
+            form = pair_form(pair, two_rows(row, place, pair, data)[0], 2 * len(read.rows))
+            break
+        except UserError:
+            continue
+    return PairPlan(pair, form or DataShape("text", "prompt", "completion", None, 0, ()), pair.describe(data, read))
 
 
-def _answered(label: str, prompt: Any, column: str, answer: Any) -> Answered:
-    kind: Literal["text", "messages"] = "messages" if isinstance(prompt, list | tuple) else "text"
-    return Answered(label, {"prompt": prompt, column: answer}, DataShape(kind, "prompt", column, None, 1, ()))
-
-
-def _split(row: Mapping[str, Any], place: str, column: str, prompt_column: str | None) -> tuple[Any, Any]:
-    """Prompt and answer. A list of several messages holds its own prompt; a text without a prompt beside it too."""
-    value = row.get(column)
-    given = None if prompt_column is None else row.get(prompt_column)
-    if isinstance(value, list | tuple):
-        talk = DataShape("messages", column, column, None, 1, ())
-        answer = last_assistant_turn(row, place, talk)
-        if len(value) > 1:
-            return prompt_messages(row, place, talk), answer
-        return _required(given, place, column), answer
-    if not isinstance(value, str):
-        found = "missing" if value is None else f"a {type(value).__name__}"
-        raise UserError(f"{place}: column {column!r} is {found}. Expected text or messages.")
-    if given is not None:
-        return given, value
-    before, mark, answer = value.rpartition(TURN)
-    return (before + mark, answer) if mark else (_required(None, place, column), value)
-
-
-def _required(prompt: Any, place: str, column: str) -> Any:
-    if prompt is None:
-        raise UserError(
-            f"{place}: there is no prompt: expected a column prompt, or the whole talk in {column!r} (as messages, "
-            "or as text with Human: and Assistant:)."
-        )
-    return prompt
+def answered_rows(row: dict[str, Any], place: str, plan: PairPlan, data: DataConfig) -> list[Answered]:
+    """What there is to learn of a row, in parts. Raises UserError naming `place`."""
+    if plan.pair is None:
+        (good,) = check_labels(Rows([row], [place], place), data.label_column)
+        return [Answered("good" if good else "bad", row, plan.shape)]
+    both = two_rows(row, place, plan.pair, data)
+    return [Answered(label, part, plan.shape) for label, part in zip(("chosen", "rejected"), both, strict=True)]

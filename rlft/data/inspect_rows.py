@@ -19,7 +19,7 @@ import numpy as np
 from rlft.config.data import DataConfig
 from rlft.data.documents import check_settings, document_examples
 from rlft.data.examples import ONLY_THE_END, worked_examples
-from rlft.data.inspect_pairs import answered_rows, detect_pairs
+from rlft.data.inspect_pairs import PairPlan, answered_rows, detect_pairs, pair_plan
 from rlft.data.prompts import check_text, conversation, make_prompts, require_template, wants_chat
 from rlft.data.reading import Rows
 from rlft.data.shapes import (
@@ -96,23 +96,21 @@ class Plan(NamedTuple):
     """How rows are understood."""
 
     purpose: Purpose
-    shape: DataShape | None  # None for pairs and labels
-    columns: tuple[str, ...]
+    shape: DataShape  # of pairs and labels: of what they are taken apart into
+    pairs: PairPlan | None = None
 
 
 def make_plan(read: Rows, data: DataConfig, purpose: Purpose | None, model: ModelLimits | None) -> Plan:
     """How a run with this purpose (None: the likeliest) understands the rows. Raises UserError where it would refuse
     all of them."""
-    columns = tuple(read.columns())
-    purpose = purpose or detect_pairs(read, columns) or _likeliest(read, data)
-    if purpose in ("pairs", "labels"):
-        return Plan(purpose, None, columns)
-    shape = _shape(read, data, purpose)
+    purpose = purpose or detect_pairs(read, read.columns(), data) or _likeliest(read, data)
+    pairs = pair_plan(read, purpose, data) if purpose in ("pairs", "labels") else None
+    shape = _shape(read, data, purpose) if pairs is None else pairs.shape
     if shape.kind != "document" and wants_chat(data, shape) and model is not None:
         require_template(model.tokenizer)
     if shape.kind == "document":
         check_settings(data)
-    return Plan(purpose, shape, columns)
+    return Plan(purpose, shape, pairs)
 
 
 def _shape(read: Rows, data: DataConfig, purpose: Purpose) -> DataShape:
@@ -145,15 +143,18 @@ def look(
     row: dict[str, Any], place: str, plan: Plan, data: DataConfig, model: ModelLimits | None, show: bool = True
 ) -> Look:
     """What a row comes to; without `show` the segments are left out. Raises Refused."""
-    if plan.purpose in ("sft", "prompts"):
-        assert plan.shape is not None
+    if plan.pairs is None:
         prompt, part, cut = _part("", row, place, plan.shape, plan.purpose, data, model, show)
         return Look(digest(prompt), (part,), cut)
     try:
-        answers = answered_rows(row, place, plan.purpose, plan.columns)
+        answers = answered_rows(row, place, plan.pairs, data)
     except UserError as error:
-        same = "are the same" in str(error)
-        raise Refused("chosen == rejected" if same else "not a pair", place, str(error)) from None
+        raise Refused("wrong label" if plan.purpose == "labels" else "not a pair", place, str(error)) from None
+    if len(answers) == 2 and answers[0].row == answers[1].row:
+        effect = "dropped" if data.unusable == "drop" else "refused"
+        text = "the chosen and the rejected completion are the same, which teaches nothing. Mend or delete that row."
+        raise Refused("chosen == rejected", place, text, effect)
+    data = data.model_copy(update={"train_on": "last"})  # as the loaders do
     found = [_part(label, part, place, shape, "sft", data, model, show) for label, part, shape in answers]
     return Look(digest(found[0][0]), tuple(part for _, part, _ in found), next((cut for *_, cut in found if cut), None))
 

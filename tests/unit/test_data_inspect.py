@@ -18,6 +18,7 @@ from rlft.data.inspect import Inspection, inspect_rows, lengths_of
 from rlft.data.inspect_rows import ModelLimits, Problem, Segment
 from rlft.data.inspect_text import print_inspection
 from rlft.data.lenient import BadLine, read_leniently
+from rlft.data.pairs import load_labels, load_pairs
 from rlft.data.prompts import load_prompts
 from rlft.data.reading import rows_in_memory
 from rlft.errors import UserError
@@ -61,7 +62,7 @@ def texts(inspection: Inspection) -> list[tuple[str, bool]]:
         ),
         (
             {"prompt": "a", "completion": "b", "label": True}, "labels", "labelled completions (good or bad)",
-            ["prompt", "", "whether the completion is good"],
+            ["prompt", "completion", "whether the completion is good"],
         ),
     ],
 )  # fmt: skip
@@ -162,7 +163,12 @@ def test_prompts_need_room_for_new_tokens(tokenizer: Any) -> None:
     found = inspect([{"prompt": "a" * 6}], tokenizer, window=9, max_new_tokens=4, purpose="prompts", too_long="drop")
     assert found.problems[0].text == "6 tokens, and there is room for 5 (window 9 - max_new_tokens 4)"
     assert found.problems[0].effect == "dropped"
-    assert found.problems[1] == ("nothing left", "dataset", "all rows are too long, so no row would be left", "refused")
+    assert found.problems[1] == (
+        "nothing left",
+        "dataset",
+        "all rows would be dropped, so none would be left",
+        "refused",
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,25 +193,40 @@ def test_what_refuses_all_rows(rows: list[dict[str, Any]], config: dict[str, Any
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen == rejected"),
         ({"prompt": "a", "chosen": "b"}, "not a pair"),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "empty completion"),
-        ({"chosen": "b", "rejected": "c"}, "not a pair"),
-        ({"chosen": [USER, ANSWER], "rejected": [{"role": "user", "content": "ho"}, ANSWER]}, "not a pair"),
+        ({"prompt": "a", "chosen": "b", "rejected": [ANSWER]}, "not a pair"),
+        ({"chosen": "b", "rejected": "c"}, "missing value"),
     ],
 )
 def test_bad_pairs(row: dict[str, Any], reason: str) -> None:
-    found = inspect([{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}, row])
-    assert [problem.reason for problem in found.problems] == [reason], found.problems
-    assert found.num_usable == 1 and texts(found) == [("\n\nHuman: a\n\nAssistant:", False), (" b", True)]
+    found = inspect([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}, row])
+    assert [(problem.reason, problem.place) for problem in found.problems] == [(reason, "dataset:2")], found.problems
+    assert found.num_usable == 1 and texts(found) == [("1+1=", False), ("2", True)]
+
+
+def test_pairs_that_may_be_dropped() -> None:
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}]
+    found = inspect(rows, unusable="drop")
+    assert found.usable and [problem.effect for problem in found.problems] == ["dropped"]
+    other = inspect([{"ask": "a", "good": "b", "bad": "c"}], prompt_column="ask", chosen_column="good",
+                    rejected_column="bad")  # fmt: skip
+    assert [column.role for column in other.columns] == ["prompt", "learned", "learned to avoid"]
 
 
 def test_pairs_have_two_masks(tokenizer: Any) -> None:
-    found = inspect([{"prompt": [USER], "chosen": [USER, ANSWER], "rejected": "no"}], tokenizer)
-    assert [next(s.text for s in p.segments if s.learned) for p in found.examples[0].parts] == ["yo", "no"]
+    no = {"role": "assistant", "content": "no"}
+    for row in (
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [no]},
+        {"chosen": [USER, ANSWER], "rejected": [USER, no]},
+    ):
+        found = inspect([row], tokenizer)
+        assert [next(s.text for s in p.segments if s.learned) for p in found.examples[0].parts] == ["yo", "no"]
     found = inspect([{"prompt": "1+1=", "chosen": "2", "rejected": "33"}], tokenizer)
     assert [part.label for part in found.examples[0].parts] == ["chosen", "rejected"]
     assert found.examples[0].parts[1].segments == (Segment("1+1=", False), Segment("33", True), END)
     assert {name: x.most for name, x in found.lengths.items()} == {"prompt": 4, "rejected": 3, "chosen": 2}
     bad = inspect([{"prompt": "a", "completion": "b", "label": False}, {"prompt": "a", "completion": "b", "label": 2}])
-    assert bad.examples[0].parts[0].label == "bad" and bad.problems[0].text.startswith("column 'label' is 2. Expected")
+    assert bad.examples[0].parts[0].label == "bad" and bad.problems[0].reason == "wrong label"
+    assert bad.problems[0].text.startswith("column 'label' is 2. Expected")
 
 
 def test_bad_lines_do_not_stop_reading(tmp_path: Path) -> None:
@@ -366,6 +387,38 @@ def test_it_refuses_what_a_run_refuses(
             load_examples(data, tokenizer, window=12, seed=0, rows=rows)
         else:
             load_prompts(data, tokenizer, window=20, max_new_tokens=8, seed=0, rows=rows)
+    except UserError as error:
+        assert not found.usable, error
+    else:
+        assert found.usable, found.problems
+
+
+ANSWERS = st.sampled_from([None, "", "ab", "a c", "a" * 9, 3, [USER, ANSWER], [ANSWER], [USER]])
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({}, optional={
+            "prompt": ANSWERS, "chosen": ANSWERS, "rejected": ANSWERS, "completion": ANSWERS,
+            "label": st.sampled_from([True, False, 0, 1, 2, None]),
+        }),
+        min_size=1, max_size=3,
+    ),
+    purpose=st.sampled_from(["pairs", "labels"]),
+    too_long=st.sampled_from(["error", "drop"]),
+    unusable=st.sampled_from(["error", "drop"]),
+)  # fmt: skip
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_refuses_the_pairs_that_a_run_refuses(
+    tokenizer: Any, rows: list[dict[str, Any]], purpose: Any, too_long: Any, unusable: Any
+) -> None:
+    data = DataConfig(too_long=too_long, unusable=unusable)
+    found = inspect_rows(rows_in_memory(rows), (), data, purpose=purpose, model=ModelLimits(tokenizer, 12))
+    try:
+        if purpose == "pairs":
+            load_pairs(data, tokenizer, window=12, seed=0, rows=rows)
+        else:
+            load_labels(data, tokenizer, window=12, seed=0, rows=rows, with_others=False)
     except UserError as error:
         assert not found.usable, error
     else:
