@@ -72,8 +72,7 @@ def all_examples(
             return load(data, tokenizer, window=window, seed=seed, end=end, rows=rows, path=path)
         if load is not load_examples:
             raise UserError(
-                "data.streaming: pairs and labelled completions are compared with each other at the start. "
-                "Leave data.streaming out."
+                "data.streaming: pairs and labelled completions are read as a whole. Leave data.streaming out."
             )
         return _streamed_examples(data, tokenizer, window, seed, end)
 

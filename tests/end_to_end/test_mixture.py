@@ -94,6 +94,19 @@ def test_grpo(task: Path, sources: list[dict[str, Any]]) -> None:
     assert {"eval/accuracy/even", "eval/accuracy/odd"} <= evaluated.keys()
 
 
+def test_dpo(task: Path) -> None:
+    """Pairs are mixed like examples."""
+    for name in ("up", "down"):
+        pairs = [
+            {"prompt": f"{n}=", "better": str(n + (name == "up")), "rejected": str(n + 7)} for n in range(100, 130)
+        ]
+        (task / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    sources = [{"path": f"{name}.jsonl", "chosen_column": "better"} for name in ("up", "down")]
+    changes = {"algorithm": {"type": "dpo"}, "data": {"mixture": sources}, "loop.steps": 4, "loop.save_every": 0}
+    run = task / train_here(task, write_config(task, "mixed-dpo", SFT, changes)).folder
+    assert len(metrics_of(run)) == 4 and metrics_of(run)[-1]["preference/accuracy"] > 0.5
+
+
 def test_bad_mixtures(task: Path, sources: list[dict[str, Any]]) -> None:
     changes = {"data": {"mixture": [*sources[:2], {"path": "copy.jsonl", "prompt_column": "qestion"}]}}
     said = fails(2, rlft(task, "train", write_config(task, "mixed-bad", GRPO, changes)))

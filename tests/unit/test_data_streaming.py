@@ -13,6 +13,7 @@ import pytest
 from rlft.config.data import DataConfig
 from rlft.config.load import load_config
 from rlft.data import streaming
+from rlft.data.pairs import load_pairs
 from rlft.data.sources import all_examples, all_prompts
 from rlft.data.streaming import Lazy, index_rows
 from rlft.errors import UserError
@@ -153,6 +154,8 @@ def test_what_cannot_be_streamed(tokenizer: Any, tmp_path: Path) -> None:
     path = write(tmp_path, "text.jsonl", [{"text": "abc"}])
     with pytest.raises(UserError, match=r"data\.streaming: .*whole documents"):
         all_examples(DataConfig(path=path, streaming=True), tokenizer, window=9, seed=0)
+    with pytest.raises(UserError, match=r"data\.streaming: pairs and labelled completions are read as a whole"):
+        all_examples(DataConfig(path=path, streaming=True), tokenizer, window=9, seed=0, load=load_pairs)
     config = {"model": {"tiny": {}}, "algorithm": {"type": "sft"}, "data": {"streaming": True}}
     with pytest.raises(UserError, match=r"data\.streaming: has no effect, because dataset= was passed"):
         load_config(config, has_dataset=True)
