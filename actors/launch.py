@@ -16,7 +16,8 @@ from rlft.config.data import DataConfig
 from rlft.config.derived import draws, environment_weight, uses_teacher, weight_transport
 from rlft.config.load import dump_config
 from rlft.data.learning import load_held_out_rows, load_learning_rows
-from rlft.data.prompts import PromptSet, load_prompts
+from rlft.data.mixture import naming
+from rlft.data.sources import Prompts, all_prompts, with_sources
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.build import check_engine
 from rlft.environments.build import configured_environment, make_turns
@@ -96,7 +97,9 @@ def _on_policy(
     environment: BoundEnvironment | None, dataset: Any,
 ) -> RunResult:  # fmt: skip
     prompts = _prompts(config, tokenizer, config.data, environment, rows=dataset)
-    rewards.check_columns(prompts.prompts[0].columns)
+    for first in prompts.firsts:
+        with naming(first.source):
+            rewards.check_columns(first.columns)
     evaluation = load_evaluation(config, tokenizer, environment, has_rewards=not rewards.is_empty)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {prompts.description}")
@@ -112,13 +115,13 @@ def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console
     limit = window(str(config.model.path))
     examples, held_out = load_learning_rows(config, tokenizer, limit, dataset), None
     if config.evaluation.path is not None:
-        held_out = HeldOut(load_held_out_rows(config, tokenizer, limit).examples, config.algorithm)
+        held_out = HeldOut(load_held_out_rows(config, tokenizer, limit), config.algorithm)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
         if not run.is_done():
             with offline_roles(config) as roles:
                 run.tell_places(roles.places)
-                again = config.loop.steps * config.loop.prompts_per_step > len(examples.examples)
+                again = examples.repeats(config.loop.steps * config.loop.prompts_per_step)
                 store = RowStore(folder.path / "teacher_top") if again and uses_teacher(config) else None
                 offline.train(roles, examples, run, config, held_out, store)
         return _result(run, None)
@@ -133,14 +136,16 @@ def _result(run: Run, evaluation: Evaluation | None) -> RunResult:
 def _prompts(
     config: Config, tokenizer: Any, data: DataConfig, environment: BoundEnvironment | None, rows: Any = None,
     path: str | None = None,
-) -> PromptSet:  # fmt: skip
-    prompts = load_prompts(
+) -> Prompts:  # fmt: skip
+    prompts = all_prompts(
         data, tokenizer, window=derived.window(config, window(str(config.model.path))),
         max_new_tokens=config.generator.max_new_tokens,
         seed=config.run.seed, rows=rows, path=path, tools=environment.tools if environment else None,
     )  # fmt: skip
     if environment is not None:
-        make_turns(config, environment).check(chat=prompts.prompts[0].messages is not None)
+        for first in prompts.firsts:
+            with naming(first.source):
+                make_turns(config, environment).check(chat=first.messages is not None)
     return prompts
 
 
@@ -151,8 +156,10 @@ def load_evaluation(
     settings = config.evaluation
     if settings.path is None:
         return None
-    data = config.data.model_copy(update={"max_rows": settings.max_rows, "shuffle": False})
-    prompts = _prompts(config, tokenizer, data, environment, path=settings.path).prompts
+    alone = {"mixture": [], "streaming": False, "shuffle": False}
+    data = config.data.model_copy(update={"max_rows": settings.max_rows, **alone})
+    held_out = _prompts(config, tokenizer, data, environment, path=settings.path)
+    prompts = with_sources(held_out.take(0, len(held_out)), settings.source_column)
     params = replace(sampling_params(config), num_samples=settings.samples_per_prompt, temperature=settings.temperature)
     return Evaluation(prompts, params, config.run.seed, settings, has_rewards)
 

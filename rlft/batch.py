@@ -37,6 +37,7 @@ class Pack:
     predict_from: Tensor  # int64 [M], the fed token whose state predicts the target
     targets: Tensor  # int64 [M]
     sample_of: Tensor  # int64 [M], index of the target's sample in the pack
+    sources: tuple[str, ...]  # of each sample, the data.mixture's source that it is of
     weights: Tensor  # f32 [M], each token's weight in the loss
     advantages: Tensor  # f32 [M], 0 where samples have none
     sampler_logprobs: Tensor  # f32 [M]
@@ -101,6 +102,7 @@ def make_pack(
         predict_from=to_device(rows, torch.int64),
         targets=targets,
         sample_of=to_device([np.full(len(at), i) for i, at in enumerate(columns)], torch.int64),
+        sources=tuple(group.prompt.source for group in groups for _ in group.samples),
         weights=to_device([np.full(len(at), w) for at, w in zip(columns, weight, strict=True)], torch.float32),
         advantages=torch.zeros_like(sampler_logprobs) if advantages is None else advantages,
         sampler_logprobs=sampler_logprobs,

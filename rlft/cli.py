@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlft import __version__, cli_synth
+from rlft.cli_data import add_data
 from rlft.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Fine-tune language models with reinforcement learning.
   rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
   rlft train configs/x.yaml           train as the file says
   rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint; perplexity, golden sets
+  rlft data inspect train.jsonl       what a run would make of a data file, and which rows it would refuse
   rlft synth distill configs/synthesis/distill.yaml     data made by another model
   rlft config show configs/x.yaml     the complete configuration, defaults included
 """
@@ -144,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_quickstart(commands)
     _add_train(commands)
     _add_eval(commands)
+    add_data(commands, SHAPE)
     _add_config(commands)
     cli_synth.add_synth(commands, SHAPE)
     return parser

@@ -27,6 +27,7 @@ class Prompt:
     text: str  # the prompt as the model sees it, template included
     messages: tuple[Mapping[str, str], ...] | None  # the conversation, when the data is chat
     columns: Mapping[str, Any]  # every column of the row, ground truth among them
+    source: str = ""  # the name of the data.mixture's source that it is of
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Knows nothing about what they mean. However a batch is cut up, the joined number
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,16 @@ Stats = dict[str, Mean | float]  # by the metric's name; a float is a maximum, a
 def mean_of(values: Tensor) -> Mean:
     """The mean of `values` [N], bool or float."""
     return Mean(float(values.detach().sum(dtype=torch.float64)), len(values))
+
+
+def means_by_source(name: str, values: Tensor, sample_of: Tensor, sources: Sequence[str]) -> Stats:
+    """{"name/source": mean} of `values` [M] for each source that has a name. `sample_of` int64 [M]: which sample each
+    value is of; `sources`: of each sample."""
+    stats: Stats = {}
+    for source in sorted(set(sources) - {""}):
+        of_source = torch.tensor([other == source for other in sources], device=values.device)
+        stats[f"{name}/{source}"] = mean_of(values[of_source[sample_of]])
+    return stats
 
 
 def joined(parts: Iterable[Stats]) -> Stats:

@@ -25,7 +25,7 @@ from rlft.algorithms.policy import (
     vespo_loss,
 )
 from rlft.algorithms.sampler import sampler_stats
-from rlft.algorithms.statistics import Stats, mean_of
+from rlft.algorithms.statistics import Stats, mean_of, means_by_source
 from rlft.algorithms.users import load_loss
 from rlft.batch import Pack
 from rlft.config.algorithm import AlgorithmConfig, Correction
@@ -144,6 +144,7 @@ def on_examples(settings: AlgorithmConfig) -> Loss:
     def loss(scores: TokenScores, pack: Pack, kl_coef: float) -> tuple[Tensor, Stats]:
         nll = -scores.logprobs
         stats: Stats = {"sft/nll": mean_of(nll), "policy/entropy": mean_of(scores.entropy)}
+        stats |= means_by_source("sft/nll", nll, pack.sample_of, pack.sources)
         per_token = settings.sft_coef * nll
         if pack.teacher_top is not None:
             distance = teacher_distance(scores, pack, settings)

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
-from rlft.config.derived import draws, generator_engine, mismatch_stop, shares_gpus, zero_stage
+from rlft.config.checks_mixture import NO_CUTTING, check_mixture
+from rlft.config.derived import draws, generator_engine, learns_from, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused import check_unused
 
-Purpose = Literal["train", "evaluate", "score"]  # score: a model alone, on data that are given apart
+# score: a model alone, on data that are given apart. inspect: data alone
+Purpose = Literal["train", "evaluate", "score", "inspect"]
 
 
 class Given(NamedTuple):
@@ -47,12 +49,13 @@ def find_problems(
 ) -> list[Problem]:
     """The same, with the key apart, so that load_config can say where it stands."""
     given = Given(purpose, need_data, has_rewards, has_dataset)
-    return [problem for check in CHECKS for problem in check(config, given)]
+    checks = CHECKS_OF_DATA if purpose == "inspect" else CHECKS
+    return [problem for check in checks for problem in check(config, given)]
 
 
 def notes(config: Config) -> list[str]:
     """What is not wrong but must be known before the run starts."""
-    if config.data.path is None:
+    if config.data.path is None and not config.data.mixture:
         return ["data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)"]
     return []
 
@@ -312,10 +315,15 @@ def check_run(config: Config, _: Given) -> Iterator[Problem]:
 
 def check_data(config: Config, given: Given) -> Iterator[Problem]:
     """Rows to train on, from one place only."""
-    if given.need_data and config.data.path is None and not given.has_dataset:
+    yield from check_mixture(config, given.has_dataset)
+    if given.need_data and config.data.path is None and not config.data.mixture and not given.has_dataset:
         yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")
     if given.has_dataset and config.data.path is not None:
         yield Problem("data.path", f'"{config.data.path}" would be ignored, because dataset= was passed; keep one')
+    if given.has_dataset and config.data.streaming:
+        yield Problem("data.streaming", "has no effect, because dataset= was passed and is in memory; take it out")
+    if config.data.too_long == "truncate" and learns_from(config.algorithm) != "examples":
+        yield Problem("data.too_long", f"truncate {NO_CUTTING}")
 
 
 def check_places(config: Config, _: Given) -> Iterator[Problem]:
@@ -349,3 +357,4 @@ CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
     check_places,
     check_no_effect,
 )
+CHECKS_OF_DATA = (check_data, lambda config, _: check_paths(config))

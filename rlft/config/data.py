@@ -9,6 +9,50 @@ from pydantic import Field
 from rlft.config.base import Section
 
 
+class SourceConfig(Section):
+    """A source of data.mixture. A key that is left out is as it is under data."""
+
+    path: str
+    """As data.path."""
+    name: str | None = None
+    """In metrics. Empty: the file's name without its ending."""
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of what is learned from, relative to the other sources': 3 beside 1 is three quarters."""
+    split: str | None = None
+    """As data.split."""
+    prompt_column: str | None = None
+    """As data.prompt_column."""
+    completion_column: str | None = None
+    """As data.completion_column."""
+    document_column: str | None = None
+    """As data.document_column."""
+    chosen_column: str | None = None
+    """As data.chosen_column."""
+    rejected_column: str | None = None
+    """As data.rejected_column."""
+    label_column: str | None = None
+    """As data.label_column."""
+    system_prompt: str | None = None
+    """As data.system_prompt."""
+    apply_chat_template: bool | None = None
+    """As data.apply_chat_template."""
+    chat_template: str | None = None
+    """As model.chat_template, for this source."""
+    train_on: Literal["assistant", "last", "everything"] | None = None
+    """As data.train_on."""
+    too_long: Literal["error", "drop", "truncate"] | None = None
+    """As data.too_long."""
+    unusable: Literal["error", "drop"] | None = None
+    """As data.unusable."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """As data.max_rows."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.name if self.name is not None else self.path.rstrip("/").rpartition("/")[2].partition(".")[0]
+
+
 class DataConfig(Section):
     """data: the prompts (and, for SFT, the completions) to train on."""
 
@@ -37,14 +81,26 @@ class DataConfig(Section):
     train_on: Literal["assistant", "last", "everything"] = "assistant"
     """For SFT, what is learned: every answer of a conversation, its last alone, or all tokens, the prompt's too. Of
     plain text, `assistant` and `last` are the completion."""
-    too_long: Literal["error", "drop"] = "error"
-    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What to do with a prompt that does not fit the model's window with max_new_tokens behind it, and with a row of
+    what learns from data that does not fit the window: stop, leave it out, or (SFT) cut the completion where the window
+    ends."""
     unusable: Literal["error", "drop"] = "error"
     """What to do with rows that teach nothing: a pair whose two completions are the same."""
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
+    streaming: bool = False
+    """Read rows from the file when they are needed instead of holding all of them, for data larger than the memory, in
+    the same order. A row that cannot be used then stops the run when it is met; with `too_long: drop` the next one in
+    the file that fits stands in for one that does not. For JSONL, Parquet and what `datasets` saved."""
     shuffle: bool = True
     """A new order each epoch, a function of run.seed; otherwise the order of the file."""
+    mixture: list[SourceConfig] = []
+    """Several sources instead of data.path, learned from in fixed proportions: `[{path: a.jsonl, weight: 3}, {path:
+    b.jsonl}]`. Each has its own keys where it has any, and its own epochs."""
+    mixture_temperature: float | None = Field(default=None, gt=0)
+    """Shares of the sources from their sizes n, as n ** (1 / temperature), instead of weights: 1 is in proportion to
+    the sizes, more is more even."""
 
 
 TextMetric = Literal["exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu"]
@@ -56,6 +112,8 @@ class EvaluationConfig(Section):
 
     path: str | None = None
     """Held-out file, read like data.path. Empty: no evaluation."""
+    source_column: str | None = None
+    """Column that says where a row comes from: accuracy is told for each value of it too."""
     max_rows: int | None = Field(default=200, ge=1)
     """Use only the first rows."""
     every: int = Field(default=0, ge=0)

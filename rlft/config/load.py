@@ -41,8 +41,9 @@ def load_config(
 
     Overrides are words as on the command line (`["--loop.steps", "3"]`, `["loop.steps=3"]`) or a mapping
     (`{"loop.steps": 3}`). `purpose` "evaluate" leaves out what only training cares about, "score" also what only
-    samples and rewards need; `need_data` makes an empty data.path an error; `has_rewards` and `has_dataset` say that
-    the caller brings them from Python. Raises UserError with every problem at once.
+    samples and rewards need, "inspect" all but what data need; `need_data` makes an empty data.path an error;
+    `has_rewards` and `has_dataset` say that the caller brings them from Python. Raises UserError with every problem at
+    once.
     """
     tree, origins, problems, file = _read(source)
     if file and isinstance(tree.get("run", {}), dict | None):

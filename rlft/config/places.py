@@ -20,12 +20,16 @@ def check_paths(config: Config) -> Iterator[Problem]:
     for role, model in models.items():
         if model and _is_local_model(model) and not Path(model).expanduser().exists():
             yield Problem(f"{role}.path", f'"{model}" does not exist{near_files(Path(model).expanduser())}')
-    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
+    sources = [(f"data.mixture.{i}", source) for i, source in enumerate(config.data.mixture)]
+    data = [("data.path", config.data.path), ("evaluation.path", config.evaluation.path)]
+    for key, path in data + [(f"{place}.path", source.path) for place, source in sources]:
         if path and (_is_local(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).expanduser().exists():
             yield Problem(key, f'"{path}" does not exist{near_files(Path(path).expanduser(), DATA_SUFFIXES)}')
-    template = config.model.chat_template
-    if template and not Path(template).expanduser().is_file():
-        yield Problem("model.chat_template", f'"{template}" is no file{near_files(Path(template).expanduser())}')
+    templates = [("model", config.model.chat_template)] + [(place, source.chat_template) for place, source in sources]
+    for place, template in templates:
+        if template and not Path(template).expanduser().is_file():
+            near = near_files(Path(template).expanduser())
+            yield Problem(f"{place}.chat_template", f'"{template}" is no file{near}')
     named = {f"rewards.functions.{i}.function": reward.function for i, reward in enumerate(config.rewards.functions)}
     if config.environment is not None:
         named["environment.function"] = config.environment.function

@@ -58,6 +58,11 @@ RULES = (
         ("scorer.*",),
         "nothing is compared with a reference",
     ),
+    Rule(
+        lambda config: not config.data.mixture,
+        ("data.mixture_temperature",),
+        "data.mixture is empty, so nothing is mixed",
+    ),
     *ALGORITHM_RULES,
     Rule(
         lambda config: config.evaluation.path is None,

@@ -29,7 +29,7 @@ def document_examples(
     token, which the later one only sees: so every token but a text's first is learned once. Raises UserError for rows
     without text and for settings that mean nothing here.
     """
-    _check_settings(data)
+    check_settings(data)
     texts = [prompt_text(row, place, shape) for row, place in zip(read.rows, read.places, strict=True)]
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     examples, num_cut = list[Group](), 0
@@ -59,7 +59,8 @@ def _cut(ids: np.ndarray, window: int) -> list[np.ndarray]:
     return [ids[at : at + window] for at in range(0, max(1, len(ids) - 1), window - 1)]
 
 
-def _check_settings(data: DataConfig) -> None:
+def check_settings(data: DataConfig) -> None:
+    """Raises UserError for settings that mean nothing for documents."""
     reasons = {
         "prompt_column": "which have no prompt", "completion_column": "which have no completion",
         "system_prompt": "which no chat template renders", "apply_chat_template": "which no chat template renders",

@@ -15,8 +15,9 @@ import numpy as np
 
 from rlft.config.data import DataConfig
 from rlft.data.documents import document_examples
-from rlft.data.order import batch_indices
-from rlft.data.prompts import check_fit, conversation, load_rows, render, require_template, tokenize, wants_chat
+from rlft.data.fitting import fit_examples
+from rlft.data.order import row_indices
+from rlft.data.prompts import conversation, load_rows, render, require_template, tokenize, wants_chat
 from rlft.data.reading import Rows
 from rlft.data.shapes import DataShape, completion_text, detect_shape, last_assistant_turn, prompt_text
 from rlft.errors import UserError
@@ -26,19 +27,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+ONLY_THE_END = "Only the end of a turn could be learned there. Mend or delete that row."
+
+
 @dataclass(frozen=True)
 class ExampleSet:
     """Examples in the order of the file, each a group of one sample, and the order in which to use them."""
 
-    examples: list[Group]
+    examples: Sequence[Group]
     description: str  # one line for people: which columns, how many rows
     seed: int
     shuffle: bool
 
     def batch(self, step: int, num_examples: int) -> list[Group]:
         """The examples of one step (from 0): a pure function of seed and step, as in PromptSet.batch."""
-        order = batch_indices(len(self.examples), step, num_examples, seed=self.seed, shuffle=self.shuffle)
+        return self.take(step * num_examples, num_examples)
+
+    def take(self, first: int, count: int) -> list[Group]:
+        """`count` examples from place `first` of an endless order, as in PromptSet.take."""
+        order = row_indices(len(self.examples), first, count, seed=self.seed, shuffle=self.shuffle)
         return [self.examples[i] for i in order]
+
+    def repeats(self, count: int) -> bool:
+        """Whether some of the first `count` examples of that order are there twice."""
+        return count > len(self)
+
+    def __len__(self) -> int:
+        """Examples of an epoch."""
+        return len(self.examples)
 
 
 class Piece(NamedTuple):
@@ -82,15 +98,14 @@ def load_examples(
     if shape.kind == "document":
         examples, note = document_examples(read, shape, data, tokenizer, window)
         return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
-    examples = worked_examples(read, shape, data, tokenizer, end)
-    kept, note = fitting(examples, window, data)
-    return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    examples, note = fit_examples(worked_examples(read, shape, data, tokenizer, end), tokenizer, window, data.too_long)
+    return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
 
 
 def worked_examples(
     read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase, end: AbstractSet[int]
 ) -> list[Group]:
-    """Each row's prompt with its answer, in the order of the rows. See load_examples."""
+    """One example for each row, however long. See load_examples; for rows that are no documents."""
     chat = wants_chat(data, shape)
     if chat:
         require_template(tokenizer)
@@ -110,18 +125,12 @@ def worked_examples(
     return examples
 
 
-def fitting(examples: Sequence[Group], window: int, data: DataConfig) -> tuple[list[Group], str]:
-    """The examples whose samples all fit the model's window, and what to add to the description about the others.
-    Raises UserError where these may not be left out."""
-    lengths = [max(len(sample.token_ids) for sample in group.samples) for group in examples]
-    too_long = [(group.prompt.id, length) for group, length in zip(examples, lengths, strict=True) if length > window]
-    note = check_fit(too_long, len(examples), window, drop=data.too_long == "drop", limit="the model's window")
-    return [group for group, length in zip(examples, lengths, strict=True) if length <= window], note
-
-
 def _plain(row: Mapping[str, Any], place: str, shape: DataShape) -> Talk:
     """Prompt and completion as they are."""
-    return Talk([Piece(prompt_text(row, place, shape), False), Piece(completion_text(row, place, shape), True)], None)
+    prompt, answer = prompt_text(row, place, shape), completion_text(row, place, shape)
+    if not answer:
+        raise UserError(f"{place}: the completion in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
+    return Talk([Piece(prompt, False), Piece(answer, True)], None)
 
 
 def _chat(
@@ -135,6 +144,9 @@ def _chat(
     numbers = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
     if data.train_on == "last":
         numbers = numbers[-1:]
+    if (empty := next((i for i in numbers if not turns[i]["content"].strip()), None)) is not None:
+        which = "completion" if empty == len(turns) - 1 else f"answer in message {empty + 1}"
+        raise UserError(f"{place}: the {which} in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
     whole = render(tokenizer, turns, place, answer=True)
     pieces, at = list[Piece](), 0
     for i in numbers:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rlft.config.data import DataConfig
-from rlft.data.examples import ExampleSet, fitting, worked_examples
+from rlft.data.examples import ExampleSet, worked_examples
+from rlft.data.fitting import fit_examples
 from rlft.data.prompts import load_rows
 from rlft.data.reading import Rows
 from rlft.data.shapes import PROMPT_COLUMNS, DataShape, check_column, check_labels, detect_shape
@@ -63,11 +64,9 @@ def load_pairs(
     """
     read = load_rows(data, rows, path)
     shape = pair_shape(read, data)
-    both = [_two_rows(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
+    both = [two_rows(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
     twice = Rows([r for two in both for r in two], [p for p in read.places for _ in range(2)], read.source)
-    column = "messages" if shape.conversations and shape.prompt_column is None else "prompt"
-    kind = "messages" if isinstance(twice.rows[0][column], list) else "text"
-    form = DataShape(kind, column, column if column == "messages" else "completion", None, len(twice.rows), ())
+    form = pair_form(shape, twice.rows[0], len(twice.rows))
     singles = worked_examples(twice, form, _last(data), tokenizer, end)
     pairs, same = list[Group](), list[str]()
     for row, place, chosen, rejected in zip(read.rows, read.places, singles[::2], singles[1::2], strict=True):
@@ -77,7 +76,7 @@ def load_pairs(
         signed = signed_sample(chosen.samples[0], 1.0), signed_sample(rejected.samples[0], -1.0)
         pairs.append(Group(replace(chosen.prompt, columns=row), signed))
     note = _left_out(same, len(singles) // 2, data, "whose chosen and rejected completions are the same")
-    kept, long = fitting(pairs, window, data)
+    kept, long = fit_examples(pairs, tokenizer, window, data.too_long)
     return ExampleSet(kept, f"{read.source}: {shape.describe(data, read)}{note}{long}", seed, data.shuffle)
 
 
@@ -109,7 +108,7 @@ def load_labels(
         group.with_samples([signed_sample(group.samples[0], 1.0 if good else -1.0)])
         for group, good in zip(examples, labels, strict=True)
     ]
-    kept, long = fitting(groups, window, data)
+    kept, long = fit_examples(groups, tokenizer, window, data.too_long)
     note = f", {data.label_column} -> good or bad ({sum(labels)} good, {len(labels) - sum(labels)} bad){long}"
     if with_others:
         kept = _with_others(kept, window, read.source)
@@ -144,7 +143,14 @@ def pair_shape(read: Rows, data: DataConfig) -> PairShape:
     return PairShape(None if whole else prompt, conversations)
 
 
-def _two_rows(row: Row, place: str, shape: PairShape, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def pair_form(shape: PairShape, first: Row, num_rows: int) -> DataShape:
+    """Where prompt and completion are in the rows of `two_rows`, of which `first` is one."""
+    column = "messages" if shape.conversations and shape.prompt_column is None else "prompt"
+    kind = "messages" if isinstance(first[column], list) else "text"
+    return DataShape(kind, column, column if column == "messages" else "completion", None, num_rows, ())
+
+
+def two_rows(row: Row, place: str, shape: PairShape, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row as two worked examples."""
     chosen, rejected = row.get(data.chosen_column), row.get(data.rejected_column)
     for column, value in ((data.chosen_column, chosen), (data.rejected_column, rejected)):

@@ -28,7 +28,7 @@ Conversation = list[dict[str, str]]
 class PromptSet:
     """Prompts in the order of the file, and the order in which to use them."""
 
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     description: str  # one line for people: which column, how many rows
     seed: int
     shuffle: bool
@@ -38,6 +38,15 @@ class PromptSet:
         ends of epochs."""
         order = row_indices(len(self.prompts), first, count, seed=self.seed, shuffle=self.shuffle)
         return [self.prompts[i] for i in order]
+
+    def __len__(self) -> int:
+        """Prompts of an epoch."""
+        return len(self.prompts)
+
+    @property
+    def firsts(self) -> list[Prompt]:
+        """The first prompt of each source: here of the only one."""
+        return [self.prompts[0]]
 
 
 def load_prompts(
@@ -59,6 +68,28 @@ def load_prompts(
     """
     read = load_rows(data, rows, path)
     shape = detect_shape(read, prompt_column=data.prompt_column, completion_column=None, need_completion=False)
+    prompts = make_prompts(read, shape, data, tokenizer, tools)
+    room = window - max_new_tokens
+    too_long = [(prompt.id, len(prompt.token_ids)) for prompt in prompts if len(prompt.token_ids) > room]
+    note = check_fit(
+        too_long,
+        len(prompts),
+        room,
+        drop=data.too_long == "drop",
+        limit=f"window {window} - max_new_tokens {max_new_tokens}",
+    )
+    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
+    return PromptSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+
+
+def make_prompts(
+    read: Rows,
+    shape: DataShape,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tools: list[dict[str, Any]] | None = None,
+) -> list[Prompt]:
+    """One prompt for each row, however long. See load_prompts."""
     if wants_chat(data, shape):
         require_template(tokenizer)
         talks = [conversation(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
@@ -78,17 +109,7 @@ def load_prompts(
             raise UserError(
                 f"{prompt.id}: the prompt in column {shape.prompt_column!r} is empty. Mend or delete that row."
             )
-    room = window - max_new_tokens
-    too_long = [(prompt.id, len(prompt.token_ids)) for prompt in prompts if len(prompt.token_ids) > room]
-    note = check_fit(
-        too_long,
-        len(prompts),
-        room,
-        drop=data.too_long == "drop",
-        limit=f"window {window} - max_new_tokens {max_new_tokens}",
-    )
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= room]
-    return PromptSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+    return prompts
 
 
 def load_rows(data: DataConfig, rows: Iterable[Any] | Rows | None, path: str | None = None) -> Rows:
@@ -102,10 +123,10 @@ def load_rows(data: DataConfig, rows: Iterable[Any] | Rows | None, path: str | N
         read = read_rows(path, split=data.split, max_rows=data.max_rows)
     else:
         raise UserError("data.path is empty. Give a data file, for instance --data.path train.jsonl, or pass dataset=.")
-    return replace(read, rows=[_with_ground_truth(row) for row in read.rows])
+    return replace(read, rows=[with_ground_truth(row) for row in read.rows])
 
 
-def _with_ground_truth(row: dict[str, Any]) -> dict[str, Any]:
+def with_ground_truth(row: dict[str, Any]) -> dict[str, Any]:
     """verl's rows keep the right answer inside the column reward_model; reward functions look for it in a column."""
     inside = row.get("reward_model")
     if "ground_truth" in row or not isinstance(inside, Mapping) or "ground_truth" not in inside:
@@ -180,13 +201,7 @@ def tokenize(
     """int32 [P] per text; `places` name their rows. With `special`, what the tokenizer adds by itself in front (BOS) is
     there; an end-of-sequence token that it would add behind is not, since a prompt goes on."""
     for text, place in zip(texts, places, strict=True):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{place}: {error.object[error.start : error.end]!a} at character {error.start} of its text is half of "
-                "a surrogate pair, which no text can hold. Mend or delete that row."
-            ) from None
+        check_text(text, place)
     ids: list[np.ndarray] = []
     for begin in range(0, len(texts), 1000):  # in slices, so that the encodings do not fill the memory
         part = list(texts[begin : begin + 1000])
@@ -199,9 +214,23 @@ def tokenize(
     return ids
 
 
-def check_fit(too_long: Sequence[tuple[str, int]], num_rows: int, room: int, *, drop: bool, limit: str) -> str:
+def check_text(text: str, place: str) -> None:
+    """Raises UserError when it is not text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place}: {error.object[error.start : error.end]!a} at character {error.start} of its text is half of "
+            "a surrogate pair, which no text can hold. Mend or delete that row."
+        ) from None
+
+
+def check_fit(
+    too_long: Sequence[tuple[str, int]], num_rows: int, room: int, *, drop: bool, limit: str, examples: bool = False
+) -> str:
     """What to add to the description about rows with more than `room` tokens, given as (place, tokens). Raises
-    UserError when there are any and they may not be dropped, or when nothing would be left."""
+    UserError when there are any and they may not be dropped, or when nothing would be left. `examples`: they have their
+    completions in them, which may be cut."""
     if not too_long:
         return ""
     first = ", ".join(f"{place} ({length} tokens)" for place, length in too_long[:3])
@@ -209,8 +238,11 @@ def check_fit(too_long: Sequence[tuple[str, int]], num_rows: int, room: int, *, 
     if drop and len(too_long) < num_rows:
         return f"; {len(too_long)} dropped as too long (more than {room} tokens)"
     what = "All rows are" if len(too_long) == num_rows else f"{len(too_long)} of {num_rows} rows are"
-    ways = [] if drop or len(too_long) == num_rows else ["set data.too_long to drop"]
-    ways += ["use a model with a larger window (model.tiny.max_length for tiny models)", "ask for fewer new tokens"]
+    can_drop, can_cut = not drop and len(too_long) < num_rows, examples and not drop
+    settings = [way for way, helps in (("drop", can_drop), ("truncate", can_cut)) if helps]
+    ways = [f"set data.too_long to {' or '.join(settings)}"] if settings else []
+    ways += ["use a model with a larger window (model.tiny.max_length for tiny models)"]
+    ways += [] if examples else ["ask for fewer new tokens"]
     raise UserError(
         f"{what} too long: {first}{' ...' if len(too_long) > 3 else ''}; the longest has {longest} tokens, and there "
         f"is room for {max(room, 0)} ({limit}). To mend it: {'; or '.join(ways)}."

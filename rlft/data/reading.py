@@ -50,12 +50,7 @@ def read_rows(path: str, *, split: str = "train", max_rows: int | None = None) -
     (file and line named) or no rows at all.
     """
     file = Path(path).expanduser()
-    if file.is_dir():
-        rows = _read_folder(file, split, max_rows)
-    elif file.is_file():
-        rows = _read_file(file, max_rows)
-    else:
-        rows = _read_hub(path, split, max_rows)
+    rows = _read_file(file, max_rows) if file.is_file() else _from_dataset(*open_dataset(path, split), max_rows)
     if not rows.rows:
         raise UserError(f"{path} has no rows. Expected at least one row with a prompt.")
     return rows
@@ -123,27 +118,32 @@ def _json_lines(file: Path, lines: Iterable[str], max_rows: int | None) -> Rows:
             break
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(
-                f"{file}, line {number} is not valid JSON: {what}. Found: {_excerpt(line)}. "
-                "Expected one JSON object per line; mend or delete that line."
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{file}, line {number} is {_kind(row)}: {_excerpt(line)}. "
-                'Expected a JSON object with named columns, like {"prompt": "..."}.'
-            )
-        rows.append(row)
+        rows.append(parse_line(file, number, line))
         places.append(f"{file.name}:{number}")
     return Rows(rows, places, str(file))
 
 
+def parse_line(file: Path, number: int, line: str) -> dict[str, Any]:
+    """The row in one line of JSON. Raises UserError that names the line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(
+            f"{file}, line {number} is not valid JSON: {what}. Found: {_excerpt(line)}. "
+            "Expected one JSON object per line; mend or delete that line."
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{file}, line {number} is {_kind(row)}: {_excerpt(line)}. "
+            'Expected a JSON object with named columns, like {"prompt": "..."}.'
+        )
+    return row
+
+
 def _json(file: Path, text: str, max_rows: int | None) -> Rows:
     if not text.lstrip().startswith("["):  # many .json files hold one object per line
-        return _json_lines(file, text.splitlines(), max_rows)
+        return _json_lines(file, io.StringIO(text), max_rows)  # splitlines would cut at U+2028 inside of texts
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -174,7 +174,16 @@ def _parquet(file: Path, max_rows: int | None) -> Rows:
     return Rows(rows, [f"{file.name}:{i}" for i in range(1, len(rows) + 1)], str(file))
 
 
-def _read_folder(folder: Path, split: str, max_rows: int | None) -> Rows:
+def open_dataset(path: str, split: str) -> tuple[Any, str, str]:
+    """A folder saved by `datasets`, or a data set from the Hub: its rows by number, its source and its name in places.
+    Raises UserError when it is neither."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return _open_folder(folder, split), str(folder), folder.resolve().name
+    return _load_hub(path, split), path, path
+
+
+def _open_folder(folder: Path, split: str) -> Any:
     if not any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
         known = (*JSON_LINES, *JSON, *PARQUET)
         files = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(known))
@@ -192,10 +201,10 @@ def _read_folder(folder: Path, split: str, max_rows: int | None) -> Rows:
                 f"{folder} has no split {split!r}. Splits there: {', '.join(map(str, data))}. Set data.split."
             )
         data = data[split]
-    return _from_dataset(data, max_rows, folder.resolve().name, str(folder))
+    return data
 
 
-def _read_hub(path: str, split: str, max_rows: int | None) -> Rows:
+def _load_hub(path: str, split: str) -> Any:
     match = HUB_NAME.fullmatch(path)
     looks_like_file = path.lower().endswith((*JSON_LINES, *JSON, *PARQUET, ".csv", ".txt", ".gz"))
     if not match or looks_like_file or path.startswith("."):
@@ -203,7 +212,7 @@ def _read_hub(path: str, split: str, max_rows: int | None) -> Rows:
     import datasets
 
     try:
-        data = datasets.load_dataset(match["name"], match["config"], split=split)
+        return datasets.load_dataset(match["name"], match["config"], split=split)
     except Exception as error:  # network, names, splits, formats: many types, all of them for the user to mend
         what = f"{type(error).__name__}: {str(error).strip()[:500]}"
         raise UserError(
@@ -211,10 +220,9 @@ def _read_hub(path: str, split: str, max_rows: int | None) -> Rows:
             f"{split!r}). {near_names(path)} The Hub's answer: {what} "
             "(a configuration is named after a colon, like openai/gsm8k:main)."
         ) from None
-    return _from_dataset(data, max_rows, path, path)
 
 
-def _from_dataset(data: Any, max_rows: int | None, name: str, source: str) -> Rows:
+def _from_dataset(data: Any, source: str, name: str, max_rows: int | None) -> Rows:
     num_rows = len(data) if max_rows is None else min(max_rows, len(data))
     rows = list(_dataset_rows(data, num_rows))
     return Rows(rows, [f"{name}:{i}" for i in range(1, num_rows + 1)], source)

@@ -3,6 +3,7 @@ chat template from a file. Knows nothing about models or data."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -60,6 +61,13 @@ def load_tokenizer(folder_or_name: str | os.PathLike[str], chat_template: str | 
     if template is not None:
         tokenizer.chat_template = template
     return tokenizer
+
+
+def with_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrainedTokenizerBase:
+    """The same tokenizer with another chat template, from a Jinja file. Raises UserError when that cannot be read."""
+    other = copy.copy(tokenizer)
+    other.chat_template = _read_template(path)
+    return other
 
 
 def end_tokens(folder_or_name: str, tokenizer: PreTrainedTokenizerBase) -> set[int]:

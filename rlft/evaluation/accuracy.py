@@ -52,6 +52,16 @@ class Evaluation:
         metrics["eval/truncated"] = float(np.mean([s.finish_reason == "length" for s in samples]))
         return metrics
 
+    def _accuracy_by_source(self) -> Metrics:
+        """eval/accuracy/SOURCE, where prompts have a source (evaluation.source_column)."""
+        passed: dict[str, list[float]] = {}
+        for group in self.last:
+            rewards = [s.reward for s in group.samples if s.reward is not None]
+            if group.prompt.source and rewards:
+                share = float(np.mean([reward >= self._settings.pass_threshold for reward in rewards]))
+                passed.setdefault(group.prompt.source, []).append(share)
+        return {f"eval/accuracy/{source}": float(np.mean(shares)) for source, shares in sorted(passed.items())}
+
     def _of_rewards(self) -> Metrics:
         scored = [[s.reward for s in group.samples if s.reward is not None] for group in self.last]
         passed = [[reward >= self._settings.pass_threshold for reward in rewards] for rewards in scored if rewards]
@@ -59,6 +69,7 @@ class Evaluation:
         if passed:
             metrics["eval/accuracy"] = float(np.mean([np.mean(p) for p in passed]))
             metrics["eval/reward_mean"] = float(np.mean([np.mean(r) for r in scored if r]))
+            metrics |= self._accuracy_by_source()
             for k in reported_ks(self._params.num_samples):
                 metrics[f"eval/pass@{k}"] = float(np.mean([pass_at_k(len(p), sum(p), k) for p in passed]))
         return metrics

@@ -318,6 +318,10 @@ def rollout_metrics(rollout: Rollout, version: int) -> Metrics:
     }
     if len(rewards):
         metrics |= {"reward/mean": float(rewards.mean()), "reward/std": float(rewards.std())}
+    for source in sorted({g.prompt.source for g in groups} - {""}):
+        own = [s.reward for g in groups if g.prompt.source == source for s in g.samples if s.reward is not None]
+        if own:
+            metrics[f"reward/mean/{source}"] = float(np.mean(own))
     if any(s.turns for s in samples):
         metrics |= _episode_metrics(samples)
     for name in dict.fromkeys(name for s in samples for name in s.reward_parts):

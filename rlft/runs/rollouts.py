@@ -32,6 +32,7 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
     types = {
         "step": whole,
         "prompt_id": text,
+        "source": text,
         "sample": whole,
         "prompt": text,
         "completion": text,
@@ -92,6 +93,7 @@ def _row(step: int, group: Group, index: int, sample: Sample) -> dict[str, Any]:
     row: dict[str, Any] = {
         "step": step,
         "prompt_id": group.prompt.id,
+        "source": group.prompt.source,
         "sample": index,
         "prompt": _text(group.prompt.text),
         "completion": _text(sample.text),

@@ -33,7 +33,9 @@ def test_help_names_the_commands_and_an_example():
     assert rlft().stdout == done.stdout
 
 
-@pytest.mark.parametrize("command", [["quickstart"], ["train"], ["eval"], ["config", "show"], ["config", "check"]])
+@pytest.mark.parametrize(
+    "command", [["quickstart"], ["train"], ["eval"], ["data", "inspect"], ["config", "show"], ["config", "check"]]
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])

@@ -66,6 +66,14 @@ def test_in_memory() -> None:
             rows_in_memory(cast(Any, wrong))
 
 
+def test_separators_inside_of_texts(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end no line of JSON, whatever the file is called."""
+    rows = [{"prompt": "a\u2028b\x85c"}, {"prompt": "d"}]
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        assert read_rows(str(tmp_path / name)).rows == rows
+
+
 def test_blank_lines_count_as_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('\ufeff{"prompt": "a"}\n\n  \n{"prompt": "b"}')

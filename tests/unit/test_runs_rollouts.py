@@ -42,6 +42,7 @@ def test_round_trip(tmp_path: Path):
     assert first == {
         "step": 12,
         "prompt_id": "t.jsonl:1",
+        "source": "",
         "sample": 0,
         "prompt": "2+2 ?é",
         "completion": "= 4",
