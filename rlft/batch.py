@@ -7,7 +7,7 @@ The shift by one (the state of token t-1 predicts token t) lives in `make_pack` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -174,26 +174,70 @@ def unpack(groups: Sequence[Group], values: np.ndarray) -> list[list[np.ndarray]
     return result
 
 
+Plan = list[list[list[Group]]]  # [rank][micro-batch] -> groups
+Deal = Callable[[Sequence[Group], int, int], Plan]
+
+
 def plan_micro_batches(
     groups: Sequence[Group], num_ranks: int, max_tokens: int, whole: bool = False
 ) -> list[list[list[Group]]]:
     """Deal groups out: [rank][micro-batch] -> groups. Every rank gets the same number of micro-batches (some perhaps
-    empty: with ZeRO-3 all ranks must run in step), each about equally many tokens and, where single samples allow it,
-    at most `max_tokens`. A group that is too large is split between its samples, unless groups must stay `whole`."""
+    empty: with ZeRO-3 all ranks must run in step), each about equally much work and, where single samples allow it, at
+    most `max_tokens` tokens. A group that is too large is split between its samples, unless groups stay `whole`."""
     split = [[g] if whole else _split_group(g, max_tokens) for g in groups]
     pieces = sorted((piece for part in split for piece in part), key=fed_tokens, reverse=True)
     total = sum(min(fed_tokens(piece), max_tokens) for piece in pieces)
-    per_rank = max(1, -(-total // (num_ranks * max_tokens)))
+    least = max(1, -(-total // (num_ranks * max_tokens)))
+    plans = [_first_that_fits(deal, pieces, num_ranks, least, max_tokens) for deal in (_by_tokens, _by_length)]
+    return min(plans, key=lambda plan: max(sum(map(_cost, rank)) for rank in plan))
+
+
+def _first_that_fits(deal: Deal, pieces: Sequence[Group], num_ranks: int, least: int, max_tokens: int) -> Plan:
+    """With as few micro-batches a rank as there can be."""
+    per_rank = least
     while True:
-        bins, load = [[] for _ in range(num_ranks * per_rank)], np.zeros(num_ranks * per_rank, dtype=np.int64)
-        for piece in pieces:  # the longest first, always into the emptiest
-            i = int(load.argmin())
-            bins[i].append(piece)
-            load[i] += fed_tokens(piece)
-        fits = all(len(b) <= 1 or tokens <= max_tokens for b, tokens in zip(bins, load, strict=True))
+        plan = deal(pieces, num_ranks, per_rank)
+        fits = all(len(b) <= 1 or sum(map(fed_tokens, b)) <= max_tokens for rank in plan for b in rank)
         if fits or per_rank >= len(pieces):
-            return [bins[r * per_rank : (r + 1) * per_rank] for r in range(num_ranks)]
+            return plan
         per_rank += 1
+
+
+def _by_tokens(pieces: Sequence[Group], num_ranks: int, per_rank: int) -> Plan:
+    """The largest first, always into the emptiest micro-batch: the most even in tokens."""
+    bins, load = [[] for _ in range(num_ranks * per_rank)], np.zeros(num_ranks * per_rank, dtype=np.int64)
+    for piece in pieces:
+        i = int(load.argmin())
+        bins[i].append(piece)
+        load[i] += fed_tokens(piece)
+    return [bins[r * per_rank : (r + 1) * per_rank] for r in range(num_ranks)]
+
+
+def _by_length(pieces: Sequence[Group], num_ranks: int, per_rank: int) -> Plan:
+    """Sequences of like lengths together, so that attention, whose rows are padded to the longest, pads little. The
+    ranks' micro-batches of the same number are about as long as each other."""
+    bins: list[list[Group]] = [[] for _ in range(num_ranks * per_rank)]
+    left, at = sum(map(fed_tokens, pieces)), 0
+    target, load = left / len(bins), 0
+    for piece in sorted(pieces, key=_longest, reverse=True):
+        size = fed_tokens(piece)
+        if bins[at] and load + size / 2 > target and at + 1 < len(bins):
+            left, at, load = left - load, at + 1, 0
+            target = left / (len(bins) - at)
+        bins[at].append(piece)
+        load += size
+    return [bins[r::num_ranks] for r in range(num_ranks)]
+
+
+def _longest(group: Group) -> int:
+    return max((len(s.token_ids) for s in group.samples), default=0)
+
+
+def _cost(groups: Sequence[Group]) -> float:
+    """Of a micro-batch, in tokens: attention over rows padded to the longest costs as much as everything else where a
+    row has about 6000 tokens (six times a width of 1024)."""
+    rows = sum(len(group.samples) for group in groups)
+    return sum(map(fed_tokens, groups)) + rows * max(map(_longest, groups), default=0) ** 2 / 6000
 
 
 def _split_group(group: Group, max_tokens: int) -> list[Group]:

@@ -228,3 +228,13 @@ def test_sample_seed_is_fixed_and_differs_in_each_argument():
     assert len(near | {sample_seed(5, 5, 5, 5)}) == 5
     assert all(0 <= seed < 2**63 for seed in near)
     assert sample_seed(0, -1, 0, 0) != sample_seed(0, 0, 0, 0)  # evaluation's step
+
+
+def test_like_lengths_share_a_micro_batch():
+    """Two sequences of 600 tokens and 40 of 30: dealt out by tokens alone, each long one would have 20 short beside it,
+    whose attention would be padded to 600."""
+    groups = [make_group([1], [[5] * 600]) for _ in range(2)] + [make_group([1], [[5] * 30]) for _ in range(40)]
+    (plan,) = plan_micro_batches(groups, 1, 1300)
+    assert sorted(sorted({len(g.samples[0].token_ids) for g in batch}) for batch in plan) == [[31], [601]]
+    ranks = plan_micro_batches(groups, 2, 700)
+    assert [[len(batch) for batch in rank] for rank in ranks] == [[1, 20], [1, 20]], "and so on every rank"
