@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewards.texts import Completion
@@ -77,10 +78,16 @@ def check_reward_model(
         raise UserError("rewards: reward_model needs a model: args: {path: runs/my_reward/checkpoints/step-000100}")
     from transformers import AutoConfig
 
+    from rlft.data.reading import near_names
     from rlft.models.reward import is_adapter
 
     if is_adapter(path):
         return
+    if path.count("/") > 1 and not Path(path).exists():
+        raise UserError(
+            f"rewards: reward_model's path {path} does not exist. {near_names(path)} Train that model first "
+            "(algorithm.type reward), or give another's folder."
+        )
     try:
         kinds = AutoConfig.from_pretrained(path).architectures or []
     except (OSError, ValueError) as error:

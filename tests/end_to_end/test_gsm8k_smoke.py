@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.running import ROOT, metrics_of, rollouts_of, succeeds
@@ -42,3 +43,17 @@ def test_every_part_runs(tmp_path: Path, mode: str) -> None:
     trained, fresh = (run / part / "model.safetensors" for part in ("checkpoints/step-000003", "model"))
     assert trained.read_bytes() != fresh.read_bytes()
     assert list((run / "tensorboard").iterdir())
+
+
+def test_supervised(tmp_path: Path) -> None:
+    """The worked answers, three steps of them, and how likely the rest is before and after."""
+    rows = DATA.read_text().splitlines(keepends=True)
+    (tmp_path / "held_out.jsonl").write_text("".join(rows[250:270]))
+    words = ["--data.path", str(DATA), "--data.max_rows", "250", "--cluster.mode", "inline", "--cluster.threads", "1"]
+    words += ["--loop.steps", "12", "--learner.warmup_steps", "2", "--evaluation.path", "held_out.jsonl"]
+    done = succeeds(tmp_path, "train", str(ROOT / "configs" / "sft_gsm8k_smoke.yaml"), *words)
+    assert "question -> prompt (text), answer -> completion; 250 rows" in done.stderr
+    run = tmp_path / "runs" / "sft_gsm8k_smoke"
+    before, after = metrics_of(run, "eval.jsonl")
+    assert before["eval/perplexity"] > 200 and after["eval/perplexity"] < 60, "of bytes: 256 and some when it begins"
+    assert after["eval/perplexity"] == pytest.approx(float(np.exp(after["eval/nll"])))

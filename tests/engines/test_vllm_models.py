@@ -14,14 +14,17 @@ pytest.importorskip("vllm", reason="vLLM is not installed (make vllm)")
 
 
 def test_bfloat16_weights_can_be_read_back(folder):
-    """On CPUs with AMX vLLM would pack bfloat16 matrices and drop the originals."""
+    """On CPUs with AMX vLLM would pack bfloat16 matrices and drop the originals. How far bfloat16 rounds is a matter of
+    the CPU (0.1 for one token was seen); other weights are much further off."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         generator = start(folder, monkeypatch, **{"model.dtype": "bfloat16"})
     try:
         for version in range(2):
             lm = model_of(generator, version)
             assert generator.load(update_of(lm, version)), "every tensor was compared"
-            assert max(gap(lm, s, version) for s in samples_of(draw(generator, version=version))) < 0.1
+            samples = samples_of(draw(generator, version=version))
+            right, wrong = (max(gap(m, s, version) for s in samples) for m in (lm, model_of(generator, 5)))
+            assert right < 0.2 and wrong > 10 * right, (right, wrong)
     finally:
         generator.close()
 
