@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors import launch
+from actors.held_out import measure_held_out
 from actors.inline import InlineRewarder
 from actors.process import prepare
 from actors.targets import Target, check_overrides, find_target, serving
 from rewards.combine import RewardSet
-from rlft.config.derived import environment_weight
+from rlft.config.derived import environment_weight, learns_from, makes_reward_model
 from rlft.data.examples import load_examples
 from rlft.data.tokenizer import end_tokens
 from rlft.engines.scoring import FrozenScorer
@@ -28,7 +29,8 @@ _PERPLEXITY_KEYS = (
 
 
 def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | str]:
-    """Metrics of the newest checkpoint of a run folder, or of one checkpoint.
+    """Metrics of the newest checkpoint of a run folder, or of one checkpoint: of completions that it draws, or where
+    the run learns from data and no reward is named, of held-out rows.
 
     `overrides` change the run's configuration (`--evaluation.path FILE`). Raises UserError when there is nothing to
     evaluate or nothing to evaluate with.
@@ -39,6 +41,11 @@ def evaluate(target: str, overrides: Sequence[str] = ()) -> dict[str, float | st
         raise UserError(
             f"{found.run} was configured without held-out data (evaluation.path). Give some with --data FILE."
         )
+    if learns_from(config.algorithm) and not config.rewards.functions and not config.evaluation.metrics:
+        prepare(config, config.generator.gpus)
+        return {"checkpoint": str(found.folder)} | measure_held_out(found)
+    if makes_reward_model(config):
+        raise UserError(f"{found.run} made a reward model, which draws nothing: leave rewards and metrics out.")
     if not config.rewards.functions and config.environment is None and not config.evaluation.metrics:
         raise UserError(
             f"{found.run} got its reward functions from a Python script, so they are not in its config.yaml. Name "

@@ -105,7 +105,7 @@ def check_algorithm(config: Config, given: Given) -> Iterator[Problem]:
 def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
     """At least one reward function where samples are scored; what is only evaluated may be compared with text."""
     learns = draws(config) and config.algorithm.advantage != "none" and given.purpose == "train"
-    evaluates = given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
+    evaluates = draws(config) and (given.purpose == "evaluate" or config.evaluation.path is not None)
     needed = learns or (evaluates and not config.evaluation.metrics and given.purpose != "score")
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(

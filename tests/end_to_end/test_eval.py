@@ -12,7 +12,7 @@ from rlft import cli
 from rlft.errors import UserError
 from rlft.evaluation import text_metrics
 from rlft.runs.metrics import read_metrics
-from tests.running import GRPO, SFT, changed, fails, rlft, succeeds, train_here, write_config, write_files
+from tests.running import DPO, GRPO, KTO, SFT, changed, fails, rlft, succeeds, train_here, write_config, write_files
 
 EVALUATED = {
     "loop.steps": 4, "evaluation.path": "eval.jsonl", "evaluation.max_rows": 10, "evaluation.every": 2,
@@ -107,6 +107,7 @@ def test_a_run_without_held_out_data_or_with_a_corrupt_checkpoint(
     assert cli.main(["eval", "runs/script", "--data", "eval.jsonl"]) == 2
     assert "reward" in capsys.readouterr().err
     words = ["--data", "eval.jsonl", "--rewards.functions", "[{function: exact_match}]"]
+    words += ["--generator.max_new_tokens", "8"]
     assert cli.main(["eval", "runs/script", *words]) == 0
     weights = task / "runs" / "script" / "checkpoints" / "step-000002" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -163,3 +164,23 @@ def test_a_missing_package_is_told_before_anything_starts(task: Path, monkeypatc
     with pytest.raises(UserError, match=r"bleu cannot be computed, because sacrebleu is not installed here"):
         train_here(task, write_config(task, "without", GRPO, {**EVALUATED, **metrics}))
     assert not (task / "runs" / "without").exists()
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward", "orpo"])
+def test_a_run_that_learns_from_data_is_measured_on_rows(
+    task: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"algorithm.type": name, "loop.steps": 4, "loop.save_every": 2, "evaluation.every": 2}
+    changes |= KTO if name == "kto" else {}
+    train_here(task, write_config(task, f"rows-{name}", DPO, changes))
+    monkeypatch.chdir(task)
+    for step, target in ((4, f"runs/rows-{name}"), (2, f"runs/rows-{name}/checkpoints/step-000002")):
+        assert cli.main(["eval", target]) == 0
+        found = answers(capsys.readouterr().out)
+        assert found.pop("checkpoint").endswith(f"step-00000{step}")
+        assert found == logged(task / "runs" / f"rows-{name}", step)
+    words = ["--data", "eval.jsonl", "--rewards.functions", "[{function: exact_match}]"]
+    words += ["--generator.max_new_tokens", "8"]
+    assert cli.main(["eval", f"runs/rows-{name}", *words]) == (2 if name == "reward" else 0)
+    said = capsys.readouterr()
+    assert "draws nothing" in said.err if name == "reward" else "eval/accuracy" in said.out

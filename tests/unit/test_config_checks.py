@@ -246,9 +246,11 @@ def test_an_empty_data_path_is_a_note():
     assert "data.path is empty" in notes(config)[0]
 
 
-def test_evaluating_an_sft_run_needs_rewards_and_a_file(tmp_path):
+def test_evaluating_needs_a_file_and_where_samples_are_drawn_rewards(tmp_path):
+    """Without rewards a run that learns from data is measured on rows."""
+    assert "rewards.functions: no reward function" in problems_of({"rewards.functions": []}, purpose="evaluate")
     message = problems_of(SFT, purpose="evaluate")
-    assert "rewards.functions: no reward function" in message
+    assert "rewards.functions" not in message
     assert "evaluation.path: nothing to evaluate on" in message
     file = tmp_path / "test.jsonl"
     file.write_text("{}\n")
