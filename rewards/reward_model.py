@@ -7,24 +7,17 @@ chat template.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+<<<<<<< HEAD
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+=======
+from typing import Any
+>>>>>>> 7cb488b (Reward functions that ask a model share how it is found, loaded and asked (rewards/scoring_model.py))
 
+from rewards.scoring_model import ScoringModel, check_scoring_model, load_scoring_model
 from rewards.texts import Completion
-from rlft.errors import UserError
-
-_LOADING = threading.Lock()  # each call has a thread of its own
-
-
-class _Judge(NamedTuple):
-    model: Any
-    tokenizer: Any
-    window: int
-    end: set[int]
-    device: str
 
 
 def reward_model(
@@ -43,33 +36,20 @@ def reward_model(
         dtype: of its weights.
         device: where it runs; without one on the GPU, if this process has one.
     """
-    import numpy as np
-    import torch
-
-    from rlft.batch import make_pack
-    from rlft.samples import Group
-
-    with _LOADING:
-        judge = _load(path, dtype, device)
+    judge = load_scoring_model(path, dtype, device)
     reasons = finish_reasons if finish_reasons is not None else ["stop"] * len(completions)
     groups = [
         _read(judge, prompt, completion, reason == "stop")
         for prompt, completion, reason in zip(prompts, completions, reasons, strict=True)
     ]
-    lengths = [len(group.samples[0].token_ids) - 1 for group in groups]
-    if max(lengths) > judge.window:
-        raise ValueError(f"{max(lengths)} tokens, and the window of {path} has {judge.window}")
-    prompt = groups[0].prompt
-    if all(np.array_equal(group.prompt.token_ids, prompt.token_ids) for group in groups):  # read once for all
-        groups = [Group(prompt, tuple(group.samples[0] for group in groups))]
-    with torch.inference_mode():
-        return judge.model(make_pack(groups, device=judge.device)).tolist()
+    return [score for (score,) in judge.scores(groups)]
 
 
 def check_reward_model(
     path: str | None = None, dtype: str = "float32", device: str | None = None, **other: Any
 ) -> None:
     """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing."""
+<<<<<<< HEAD
     if other:
         raise UserError(f"rewards: args of reward_model has {next(iter(other))!r}; expected path, dtype and device")
     if dtype not in ("float32", "bfloat16"):
@@ -98,23 +78,12 @@ def check_reward_model(
             f"rewards: reward_model's path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
             "algorithm.type reward, and give its checkpoint."
         )
+=======
+    check_scoring_model("reward_model", "reward", path, dtype, other, "path, dtype and device")
+>>>>>>> 7cb488b (Reward functions that ask a model share how it is found, loaded and asked (rewards/scoring_model.py))
 
 
-@lru_cache(maxsize=4)
-def _load(path: str, dtype: str, device: str | None) -> _Judge:
-    import torch
-
-    from rlft.data.tokenizer import end_tokens, load_tokenizer
-    from rlft.models.load import window
-    from rlft.models.reward import base_of, load_trained_reward_model
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_trained_reward_model(path, dtype, device)
-    tokenizer, base = load_tokenizer(path), base_of(path)
-    return _Judge(model, tokenizer, window(base), end_tokens(base, tokenizer), device)
-
-
-def _read(judge: _Judge, prompt: Any, completion: Completion, ended: bool) -> Any:
+def _read(judge: ScoringModel, prompt: Any, completion: Completion, ended: bool) -> Any:
     """The sample as the model reads it, tokenised as pairs are for its training. What did not end has no end token."""
     from rlft.config.data import DataConfig
     from rlft.data.examples import worked_examples

@@ -1,0 +1,94 @@
+"""A model that gives scores, for reward functions: found and checked before a run, loaded once, asked in one pack.
+
+Knows nothing about what is read where: whoever asks lays out the samples.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from rlft.errors import UserError
+
+_LOADING = threading.Lock()  # each call has a thread of its own
+
+
+class ScoringModel(NamedTuple):
+    """A sequence classification model of one output, and how text becomes its tokens."""
+
+    model: Any
+    tokenizer: Any
+    window: int
+    end: set[int]
+    device: str
+    path: str
+
+    def scores(self, groups: Sequence[Any]) -> list[list[float]]:
+        """The scores in the trained places of each group's one sample, laid out by rlft.data.scores. A prompt that all
+        share is read once. Raises ValueError for a sample that does not fit the window."""
+        import numpy as np
+        import torch
+
+        from rlft.batch import make_pack
+        from rlft.samples import Group
+
+        samples = [group.samples[0] for group in groups]
+        longest = max(len(sample.token_ids) - 1 for sample in samples)
+        if longest > self.window:
+            raise ValueError(f"{longest} tokens, and the window of {self.path} has {self.window}")
+        prompt = groups[0].prompt
+        if all(np.array_equal(group.prompt.token_ids, prompt.token_ids) for group in groups):
+            groups = [Group(prompt, tuple(samples))]
+        with torch.inference_mode():
+            found = iter(self.model(make_pack(groups, device=self.device)).tolist())
+        return [[next(found) for _ in range(sample.num_trained)] for sample in samples]
+
+
+def load_scoring_model(path: str, dtype: str, device: str | None) -> ScoringModel:
+    """The model at `path`, from memory when it was loaded before; without a device on the GPU, if this process has one.
+    Raises UserError for a model that gives no scores."""
+    with _LOADING:
+        return _load(path, dtype, device)
+
+
+def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, other: dict[str, Any], known: str) -> None:
+    """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing. `name`
+    of the reward function, `kind` the algorithm.type that trains its models, `known` its args, for messages."""
+    if other:
+        raise UserError(f"rewards: args of {name} has {next(iter(other))!r}; expected {known}")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"rewards: {name}'s dtype is {dtype!r}; expected float32 or bfloat16")
+    if path is None:
+        raise UserError(f"rewards: {name} needs a model: args: {{path: runs/my_reward/checkpoints/step-000100}}")
+    from transformers import AutoConfig
+
+    from rlft.models.reward import is_adapter
+
+    if is_adapter(path):
+        return
+    try:
+        kinds = AutoConfig.from_pretrained(path).architectures or []
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"rewards: {name}'s path {path} cannot be loaded as a model ({reason})") from None
+    if kinds and not any("SequenceClassification" in found for found in kinds):
+        raise UserError(
+            f"rewards: {name}'s path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
+            f"algorithm.type {kind}, and give its checkpoint."
+        )
+
+
+@lru_cache(maxsize=4)
+def _load(path: str, dtype: str, device: str | None) -> ScoringModel:
+    import torch
+
+    from rlft.data.tokenizer import end_tokens, load_tokenizer
+    from rlft.models.load import window
+    from rlft.models.reward import base_of, load_trained_reward_model
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_trained_reward_model(path, dtype, device)
+    tokenizer, base = load_tokenizer(path), base_of(path)
+    return ScoringModel(model, tokenizer, window(base), end_tokens(base, tokenizer), device, path)
