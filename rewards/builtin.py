@@ -9,6 +9,7 @@ from typing import Any
 from rewards.exact import exact_match
 from rewards.format import boxed_format, finished, format_regex, has_answer
 from rewards.math import math_reward
+from rewards.process_reward_model import process_reward_model
 from rewards.reward_model import reward_model
 from rewards.shape import overlong, repetition
 
@@ -30,5 +31,8 @@ BUILTIN: dict[str, Builtin] = {
     "finished": Builtin(finished, "the model ended the completion itself"),
     "overlong": Builtin(overlong, "0, falling to -1 over the last args.buffer tokens before args.max_length"),
     "reward_model": Builtin(reward_model, "the score of the reward model at args.path"),
+    "process_reward_model": Builtin(
+        process_reward_model, "the scores of a completion's steps by the process reward model at args.path, reduced"
+    ),
     "repetition": Builtin(repetition, "minus the share of runs of args.size tokens that were said before"),
 }

@@ -8,13 +8,7 @@ chat template.
 from __future__ import annotations
 
 from collections.abc import Sequence
-<<<<<<< HEAD
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
-=======
 from typing import Any
->>>>>>> 7cb488b (Reward functions that ask a model share how it is found, loaded and asked (rewards/scoring_model.py))
 
 from rewards.scoring_model import ScoringModel, check_scoring_model, load_scoring_model
 from rewards.texts import Completion
@@ -49,38 +43,7 @@ def check_reward_model(
     path: str | None = None, dtype: str = "float32", device: str | None = None, **other: Any
 ) -> None:
     """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing."""
-<<<<<<< HEAD
-    if other:
-        raise UserError(f"rewards: args of reward_model has {next(iter(other))!r}; expected path, dtype and device")
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"rewards: reward_model's dtype is {dtype!r}; expected float32 or bfloat16")
-    if path is None:
-        raise UserError("rewards: reward_model needs a model: args: {path: runs/my_reward/checkpoints/step-000100}")
-    from transformers import AutoConfig
-
-    from rlft.data.reading import near_names
-    from rlft.models.reward import is_adapter
-
-    if is_adapter(path):
-        return
-    if path.count("/") > 1 and not Path(path).exists():
-        raise UserError(
-            f"rewards: reward_model's path {path} does not exist. {near_names(path)} Train that model first "
-            "(algorithm.type reward), or give another's folder."
-        )
-    try:
-        kinds = AutoConfig.from_pretrained(path).architectures or []
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"rewards: reward_model's path {path} cannot be loaded as a model ({reason})") from None
-    if kinds and not any("SequenceClassification" in kind for kind in kinds):
-        raise UserError(
-            f"rewards: reward_model's path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
-            "algorithm.type reward, and give its checkpoint."
-        )
-=======
     check_scoring_model("reward_model", "reward", path, dtype, other, "path, dtype and device")
->>>>>>> 7cb488b (Reward functions that ask a model share how it is found, loaded and asked (rewards/scoring_model.py))
 
 
 def _read(judge: ScoringModel, prompt: Any, completion: Completion, ended: bool) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlft.errors import UserError
@@ -64,10 +65,16 @@ def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, othe
         raise UserError(f"rewards: {name} needs a model: args: {{path: runs/my_reward/checkpoints/step-000100}}")
     from transformers import AutoConfig
 
+    from rlft.data.reading import near_names
     from rlft.models.reward import is_adapter
 
     if is_adapter(path):
         return
+    if path.count("/") > 1 and not Path(path).exists():
+        raise UserError(
+            f"rewards: {name}'s path {path} does not exist. {near_names(path)} Train that model first "
+            f"(algorithm.type {kind}), or give another's folder."
+        )
     try:
         kinds = AutoConfig.from_pretrained(path).architectures or []
     except (OSError, ValueError) as error:

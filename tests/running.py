@@ -93,22 +93,35 @@ DPO: dict[str, Any] = {
     "tracking": {"tensorboard": False},
     "cluster": {"mode": "inline", "threads": 1},
 }
+STEPS = {  # on top of DPO
+    "algorithm.type": "process_reward", "data.path": "steps.jsonl", "data.step_separator": ",",
+    "evaluation.path": "held_out_steps.jsonl",
+}  # fmt: skip
 KTO = {"algorithm.type": "kto", "data.path": "labels.jsonl", "evaluation.path": "labels.jsonl"}
 
 
 def write_pairs(folder: Path) -> None:
     """Of the rows of train.jsonl and eval.jsonl: pairs.jsonl and held_out_pairs.jsonl, whose rejected answer is the
-    chosen one backwards with a 0 in front, and labels.jsonl, either of both in turn."""
+    chosen one backwards with a 0 in front, labels.jsonl, either of both in turn, and steps.jsonl and
+    held_out_steps.jsonl: a digit of the answer a step, from some place on a letter, which is bad."""
     for source, name in (("train", "pairs"), ("eval", "held_out_pairs")):
         rows = [json.loads(line) for line in (folder / f"{source}.jsonl").read_text().splitlines()][:40]
         both = [{"prompt": r["prompt"], "chosen": r["answer"], "rejected": "0" + r["answer"][::-1]} for r in rows]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+        steps = [_in_steps(row, i % 7) for i, row in enumerate(rows)]
+        name = name.replace("pairs", "steps")
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
         if source == "train":
             judged = [
                 {"prompt": r["prompt"], "completion": r["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}
                 for i, r in enumerate(both)
             ]
             (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+
+
+def _in_steps(row: Mapping[str, Any], num_good: int) -> dict[str, Any]:
+    digits = [c if i < num_good else "xyz"[i % 3] for i, c in enumerate(row["answer"])]
+    return {"prompt": row["prompt"], "completions": digits, "labels": [i < num_good for i in range(len(digits))]}
 
 
 def write_files(folder: Path) -> None:

@@ -57,13 +57,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "simpo": {**_NO_REFERENCE, "preference_loss": "simpo", "preference_beta": 2.0},
     "kto": {"preference_loss": "kto"},
     "reward": {},
+    "process_reward": {},
 }  # fmt: skip
 
 
 class FromData(NamedTuple):
     """What an algorithm that draws no samples learns from, and the keys below that count there."""
 
-    rows: Literal["examples", "pairs", "labels"]
+    rows: Literal["examples", "pairs", "labels", "steps"]
     keys: tuple[str, ...]
 
 
@@ -85,6 +86,7 @@ FROM_DATA: dict[str, FromData] = {
     "simpo": _PAIRS,
     "kto": FromData("labels", ("preference_loss", "preference_beta", "good_weight", "bad_weight")),
     "reward": FromData("pairs", ("centering",)),
+    "process_reward": FromData("steps", ("loss_average",)),
 }
 
 
@@ -98,7 +100,8 @@ class AlgorithmConfig(Section):
     best and the worst of a group. `distill`: a teacher scores what the student says. Or a policy loss of your own,
     `my_file.py:my_loss`. From data, without samples: `sft` (worked examples or documents), `kd` (a teacher's
     distributions on them), `dpo`, `ipo`, `cpo`, `orpo`, `simpo` (pairs of a chosen and a rejected completion), `kto`
-    (completions labelled good or bad), `reward` (a reward model, from pairs)."""
+    (completions labelled good or bad), `reward` (a reward model, from pairs), `process_reward` (one that scores each
+    step, from labelled steps)."""
     group_size: int = Field(default=8, ge=1)
     """Samples per prompt. What compares them with each other needs at least 2."""
     advantage: Advantage = "group"
@@ -135,7 +138,7 @@ class AlgorithmConfig(Section):
     loss_average: Literal["sequence", "token", "max_length", "sample_sum"] = "token"
     """`token`: every token weighs the same (DAPO). `sequence`: every sample weighs the same (GRPO's paper).
     `max_length`: sum over tokens / max_new_tokens, mean over samples (Dr. GRPO). `sample_sum`: sum over tokens, mean
-    over samples."""
+    over samples. For `process_reward`, which knows `token` and `sequence`, steps are the tokens."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the reference policy. Above 0 a scorer is started."""
     kl_in: Literal["loss", "reward"] = "loss"

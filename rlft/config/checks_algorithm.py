@@ -149,8 +149,19 @@ def check_critic(config: Config) -> Iterator[Problem]:
         )
 
 
+def check_steps(config: Config) -> Iterator[Problem]:
+    """An average that there is over steps."""
+    average = config.algorithm.loss_average
+    if learns_from(config.algorithm) == "steps" and average not in ("token", "sequence"):
+        yield Problem(
+            "algorithm.loss_average",
+            f"{average} is about the length of completions; process_reward expects token (every step weighs the same) "
+            "or sequence (every row)",
+        )
+
+
 ALGORITHM_CHECKS = (
     check_type, check_comparison, check_policy_loss, check_kl, check_preference, check_teacher, check_reference,
     check_critic,
 )  # fmt: skip
-FROM_DATA_CHECKS = (check_preference, check_teacher)
+FROM_DATA_CHECKS = (check_preference, check_teacher, check_steps)

@@ -71,6 +71,15 @@ class DataConfig(Section):
     """For pairs: column with the worse completion, in the same form."""
     label_column: str = "label"
     """For KTO: column that says whether the completion is good (true or false, 1 or 0)."""
+    steps_column: str = "completions"
+    """For `process_reward`: column with a list of texts, the steps of a completion."""
+    step_labels_column: str = "labels"
+    """For `process_reward`: column with a list as long: whether each step is good (true, false, or from 0 to 1)."""
+    step_separator: str = Field(default="\n", min_length=1)
+    """For `process_reward`: what stands between two steps."""
+    label_of: Literal["all", "last"] = "all"
+    """For `process_reward`: learn the label of every step, or of each row's last alone. Held-out rows are measured at
+    every step."""
     document_column: str | None = None
     """Column with whole texts, for continued pretraining (`sft`): all of each is learned, in pieces that fit the window
     where it is longer. Found by itself when it is `text` and no column looks like a prompt."""

@@ -41,7 +41,7 @@ def loss_average(algorithm: AlgorithmConfig) -> str:
 
 
 def learns_from(algorithm: AlgorithmConfig) -> str | None:
-    """The kind of rows that it learns from: examples, pairs or labels. None where samples are drawn."""
+    """The kind of rows that it learns from: examples, pairs, labels or steps. None where samples are drawn."""
     return FROM_DATA[algorithm.type].rows if algorithm.type in FROM_DATA else None
 
 
@@ -52,7 +52,7 @@ def compares(algorithm: AlgorithmConfig) -> bool:
 
 def makes_reward_model(config: Config) -> bool:
     """Whether what is trained gives a score and no text."""
-    return config.algorithm.type == "reward"
+    return config.algorithm.type in ("reward", "process_reward")
 
 
 def flat_is_useless(algorithm: AlgorithmConfig) -> bool:

@@ -26,6 +26,7 @@ _ROWS = {  # columns, by the rows that they are of
     "examples": ("data.completion_column", "data.document_column", "data.train_on"),
     "pairs": ("data.chosen_column", "data.rejected_column", "data.unusable"),
     "labels": ("data.completion_column", "data.label_column"),
+    "steps": ("data.steps_column", "data.step_labels_column", "data.step_separator", "data.label_of"),
 }
 
 

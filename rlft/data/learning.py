@@ -1,4 +1,5 @@
-"""From a configuration to the rows that it learns from: examples, pairs, labelled completions. The table is here."""
+"""From a configuration to the rows that it learns from: examples, pairs, labelled completions, labelled steps. The
+table is here."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from rlft.config import Config
 from rlft.config.derived import learns_from, makes_reward_model
 from rlft.data.examples import ExampleSet, load_examples
 from rlft.data.pairs import load_labels, load_pairs
-from rlft.data.scores import scored_pair
+from rlft.data.scores import scored_pair, scored_steps
 from rlft.data.sources import Examples, all_examples
+from rlft.data.steps import load_steps
 from rlft.data.tokenizer import end_tokens
 from rlft.samples import Group
 
@@ -20,7 +22,9 @@ LOADERS: dict[str, Callable[..., ExampleSet]] = {
     "examples": load_examples,
     "pairs": load_pairs,
     "labels": load_labels,
+    "steps": load_steps,
 }
+_SCORED = {"pairs": scored_pair, "steps": scored_steps}  # as a reward model reads them
 
 
 def load_learning_rows(config: Config, tokenizer: Any, window: int, rows: Iterable[Any] | None = None) -> Examples:
@@ -31,7 +35,7 @@ def load_learning_rows(config: Config, tokenizer: Any, window: int, rows: Iterab
 
 def load_held_out_rows(config: Config, tokenizer: Any, window: int) -> list[Group]:
     """The same of evaluation.path."""
-    data = config.data.model_copy(update={"max_rows": config.evaluation.max_rows, "shuffle": False})
+    data = config.data.model_copy(update={"max_rows": config.evaluation.max_rows, "shuffle": False, "label_of": "all"})
     held_out = config.model_copy(update={"data": data})
     examples = _load(held_out, tokenizer, window, False, path=config.evaluation.path)
     return examples.take(0, len(examples))
@@ -42,12 +46,14 @@ def _load(config: Config, tokenizer: Any, window: int, with_others: bool, **more
     assert kind is not None and config.model.path is not None
     load = partial(load_labels, with_others=with_others) if kind == "labels" else LOADERS[kind]
     if makes_reward_model(config):
-        load = _load_scored
+        load = partial(_load_scored, load, _SCORED[kind])
     end = end_tokens(config.model.path, tokenizer)
     return all_examples(config.data, tokenizer, window=window, seed=config.run.seed, end=end, load=load, **more)
 
 
-def _load_scored(*args: Any, **more: Any) -> ExampleSet:
-    """Pairs for a reward model."""
-    loaded = load_pairs(*args, **more)
-    return replace(loaded, examples=[scored_pair(group) for group in loaded.examples])
+def _load_scored(
+    load: Callable[..., ExampleSet], scored: Callable[[Group], Group], *args: Any, **more: Any
+) -> ExampleSet:
+    """Rows as a reward model reads them."""
+    loaded = load(*args, **more)
+    return replace(loaded, examples=[scored(group) for group in loaded.examples])

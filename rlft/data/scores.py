@@ -1,7 +1,7 @@
 """Samples as a reward model reads them. Knows nothing about models or losses.
 
 A text is scored at its last token, that is, before the place behind it. So a sample gets one more token there, which is
-never fed, and its mask is True on that place alone.
+never fed, and its mask is True on that place alone; or, where steps are scored, behind each step's last token.
 """
 
 from __future__ import annotations
@@ -34,3 +34,16 @@ def scored_pair(group: Group) -> Group:
     if margin is not None:
         samples = [replace(s, returns=np.full(len(s.token_ids), margin, dtype=np.float32)) for s in samples]
     return group.with_samples(samples)
+
+
+def scored_steps(group: Group) -> Group:
+    """Completions in steps for a process reward model: mask and labels (`returns`) move from the last token of each
+    step to the place behind it, and each sample has one more token for the last of them."""
+    return group.with_samples([_one_place_on(sample) for sample in group.samples])
+
+
+def _one_place_on(sample: Sample) -> Sample:
+    assert sample.returns is not None, "a label for each step"
+    token_ids = np.append(sample.token_ids, np.int32(0))
+    place = Sample.given(token_ids, np.append(False, sample.loss_mask), sample.text)
+    return replace(place, returns=np.append(np.float32(0), sample.returns))

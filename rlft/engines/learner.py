@@ -159,7 +159,7 @@ class RankedCritic:
 
 
 class RankedRewardModel:
-    """A reward model that learns from pairs. See rlft.roles.Trained."""
+    """A reward model that learns from pairs or from steps with labels. See rlft.roles.Trained."""
 
     def __init__(self, config: Config, call: Call) -> None:
         self._config, self._call = config, call

@@ -1,4 +1,4 @@
-"""One rank of a reward model that learns from pairs.
+"""One rank of a reward model that learns from pairs, or from steps with labels.
 
 Knows nothing about Ray or how often it is called. In the configuration it is the learner.
 """
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from rlft.algorithms.preference import bradley_terry
 from rlft.algorithms.statistics import Stats, mean_of
+from rlft.algorithms.steps import step_loss
 from rlft.batch import Pack
 from rlft.config import Config
-from rlft.config.derived import zero_stage
+from rlft.config.derived import learns_from, loss_average, zero_stage
 from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
 from rlft.engines.scoring import score_micro_batches
 from rlft.engines.updating import RankUpdate, accumulate
@@ -32,7 +33,8 @@ class RewardRank:
     def __init__(self, config: Config, rendezvous: Rendezvous, device: str = "cpu") -> None:
         """Load the model, join the other ranks and hand the model to DeepSpeed."""
         self._config, self._where, self._device = config, rendezvous, torch.device(device)
-        self._centering = config.algorithm.centering
+        self._centering, self._average = config.algorithm.centering, loss_average(config.algorithm)
+        self._loss = self._of_steps if learns_from(config.algorithm) == "steps" else self._of_pairs
         join(rendezvous, self._device)
         torch.manual_seed(config.run.seed * 1_000_003 + rendezvous.rank)
         self._model = load_reward_model(config.model, device, config.run.seed)
@@ -52,11 +54,11 @@ class RewardRank:
 
     def update(self, micro_batches: Sequence[Sequence[Group]], totals: Totals, lr: float) -> RankUpdate:
         """One optimizer step. Every rank is given as many micro-batches as every other."""
-        loss_sum, stats = accumulate(self._engine, micro_batches, totals, "sequence", self._device, self._loss)
+        loss_sum, stats = accumulate(self._engine, micro_batches, totals, self._average, self._device, self._loss)
         grad_norm, applied = self._engine.step(lr)
         return RankUpdate(loss_sum, stats, grad_norm, applied)
 
-    def _loss(self, pack: Pack) -> tuple[Tensor, Stats]:
+    def _of_pairs(self, pack: Pack) -> tuple[Tensor, Stats]:
         scores = self._engine(pack)
         if not bool(pack.advantages.any()):  # no work of its own
             return scores.sum() * 0.0, {}
@@ -72,6 +74,18 @@ class RewardRank:
             "preference/rejected": mean_of(rejected),
         }
         return (loss * pack.weights.view(-1, 2).sum(1)).sum(), stats
+
+    def _of_steps(self, pack: Pack) -> tuple[Tensor, Stats]:
+        scores, labels = self._engine(pack), pack.returns
+        if labels is None:  # no work of its own
+            return scores.sum() * 0.0, {}
+        good = labels > 0.5
+        stats: Stats = {
+            "steps/accuracy": mean_of((scores > 0) == good),
+            "steps/good": mean_of(scores[good]),
+            "steps/bad": mean_of(scores[~good]),
+        }
+        return (step_loss(scores, labels) * pack.weights).sum(), stats
 
     def save(self, folder: Path) -> None:
         """What AutoModelForSequenceClassification loads (or an adapter for it) into `folder`, DeepSpeed's and random

@@ -20,7 +20,7 @@ WithReference = Callable[[Sequence[Group]], list[Group]]
 
 
 class HeldOut:
-    """Held-out examples, pairs or labelled completions."""
+    """Held-out examples, pairs, labelled completions or completions with labelled steps."""
 
     def __init__(self, groups: Sequence[Group], settings: AlgorithmConfig) -> None:
         self._groups, self._settings = list(groups), settings
@@ -31,7 +31,12 @@ class HeldOut:
         Examples: eval/nll in nats a token and eval/perplexity. Pairs: eval/pair_accuracy, the share in which the chosen
         one is above the other, and eval/margin, the mean of the difference; by log-probs less the reference's where
         there is one, or by the reward model's scores. Labels: eval/good and eval/bad, the means of what is compared.
+        Steps: eval/step_accuracy, the share of steps whose score is above 0 exactly when the label is above 0.5, and
+        eval/first_error_accuracy, the share of rows in which the first bad step, or that there is none, is found
+        (ProcessBench, Zheng et al. 2024, arXiv:2412.06559).
         """
+        if learns_from(self._settings) == "steps":
+            return _of_steps(self._groups, learner.values(self._groups))
         groups = self._groups if reference is None else reference(self._groups)
         if self._settings.type == "reward":
             scores = learner.values(groups)
@@ -75,3 +80,20 @@ def _of_labels(values: Sequence[Sequence[float]], groups: Sequence[Group]) -> Me
     return {
         name: float(first[chosen].mean()) for name, chosen in (("eval/good", good), ("eval/bad", ~good)) if chosen.any()
     }
+
+
+def _of_steps(groups: Sequence[Group], scores: Sequence[Sequence[np.ndarray]]) -> Metrics:
+    """Whether steps are found to be what their labels say, and where the first bad one is."""
+    right, found = list[bool](), list[bool]()
+    for group, row in zip(groups, scores, strict=True):
+        for score, sample in _zip(row, group):
+            assert sample.returns is not None
+            said, is_good = score[sample.loss_mask] > 0, sample.returns[sample.loss_mask] > 0.5
+            right += (said == is_good).tolist()
+            found.append(_first_bad(said) == _first_bad(is_good))
+    return {"eval/step_accuracy": float(np.mean(right)), "eval/first_error_accuracy": float(np.mean(found))}
+
+
+def _first_bad(is_good: np.ndarray) -> int:
+    """Its number, or that of steps when all are good."""
+    return len(is_good) if is_good.all() else int(is_good.argmin())

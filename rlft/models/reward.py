@@ -1,7 +1,8 @@
 """A reward model: transformers' sequence classification model with one output, fed in packs.
 
-Knows nothing about losses or engines. A text's score is read at its last token. In a pack the state of a token is asked
-for by the place behind it, so every text ends with one more token that is never fed (rlft.data.scores).
+Knows nothing about losses or engines. A text's score is read at its last token, or at the end of each of its steps. In
+a pack the state of a token is asked for by the place behind it, so every text ends with one more token that is never
+fed (rlft.data.scores).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def load_trained_reward_model(path: str, dtype: str, device: torch.device | str 
     elif missing:
         raise UserError(
             f"reward model: {path} has no weights for {', '.join(sorted(missing))}: it is no reward model. Train one "
-            "with algorithm.type reward, and give its checkpoint."
+            "with algorithm.type reward or process_reward, and give its checkpoint."
         )
     return RewardModel(classifier.to(device)).eval()
 

@@ -19,6 +19,7 @@ _LINE = (  # name in the line, metric, format
     ("reward", "reward/mean", "{:.3f}"),
     ("loss", "policy/loss", "{:.4f}"),
     ("pairs_right", "preference/accuracy", "{:.3f}"),
+    ("steps_right", "steps/accuracy", "{:.3f}"),
     ("kl", "policy/kl", "{:.4f}"),
     ("entropy", "policy/entropy", "{:.3f}"),
     ("length", "completion/length_mean", "{:.1f}"),

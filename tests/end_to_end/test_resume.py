@@ -14,6 +14,7 @@ from tests.running import (
     GRPO,
     KTO,
     SFT,
+    STEPS,
     assert_learns,
     children,
     metrics_of,
@@ -149,6 +150,7 @@ def test_sft(task: Path) -> None:
         ("dpo", {}),
         ("kto", KTO),
         ("reward", {"algorithm.type": "reward"}),
+        ("process_reward", STEPS),
     ],
 )
 def test_from_data(task: Path, name: str, changes: dict) -> None:
@@ -164,7 +166,9 @@ def test_from_data(task: Path, name: str, changes: dict) -> None:
     assert metrics_of(run, "eval.jsonl") == metrics_of(whole, "eval.jsonl")
     assert weights_of(run, 60) == weights_of(whole, 60)
     before, *_, after = metrics_of(whole, "eval.jsonl")
-    if name == "kto":
+    if name == "process_reward":
+        assert after["eval/step_accuracy"] > 0.9 and after["eval/first_error_accuracy"] > 0.8
+    elif name == "kto":
         assert after["eval/good"] - after["eval/bad"] > before["eval/good"] - before["eval/bad"]
     else:
         assert after["eval/pair_accuracy"] > 0.9 and after["eval/margin"] > before["eval/margin"]

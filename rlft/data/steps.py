@@ -1,0 +1,156 @@
+"""Rows to completions of which every step has a label, and from a completion back to its steps.
+
+The shape of the field ("stepwise supervision"): `prompt` (text or messages), `completions` (a list of texts), `labels`
+(a list as long: true, false, or a number from 0 to 1). Knows nothing about losses. Prompt, steps and separators are
+tokenised apart, so that a step ends where its text does, whatever stands behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlft.config.data import DataConfig
+from rlft.data.examples import ExampleSet, fitting
+from rlft.data.prompts import load_prompts, load_rows, tokenize
+from rlft.data.reading import Rows
+from rlft.data.shapes import check_column, detect_shape
+from rlft.errors import UserError
+from rlft.samples import Group, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANY_LENGTH = 1 << 40  # of a prompt alone; whether a row fits is seen with its steps behind it
+
+
+def load_steps(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    seed: int,
+    end: AbstractSet[int] = frozenset(),
+    rows: Iterable[Any] | None = None,
+    path: str | None = None,
+) -> ExampleSet:
+    """Read, render and tokenise completions in steps: see step_examples. `end` has no part in it, because nothing
+    stands behind the last step.
+
+    Raises UserError for data that cannot be used.
+    """
+    read = load_rows(data, rows, path)
+    for key, name in (("data.steps_column", data.steps_column), ("data.step_labels_column", data.step_labels_column)):
+        check_column(key, name, read.columns(), read.source)
+    examples = step_examples(read, data, tokenizer)
+    kept, long = fitting(examples, window, data)
+    return ExampleSet(kept, f"{read.source}: {_describe(read, data)}{long}", seed, data.shuffle)
+
+
+def step_examples(read: Rows, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
+    """Each row's prompt with its steps, data.step_separator between them, in the order of the rows. The mask is True on
+    the last token of each step that data.label_of chooses, and `returns` has its label there, f32 from 0 to 1."""
+    steps = [steps_of(row, place, data) for row, place in zip(read.rows, read.places, strict=True)]
+    labels = [labels_of(row, place, data) for row, place in zip(read.rows, read.places, strict=True)]
+    prompts = load_prompts(data, tokenizer, window=_ANY_LENGTH, max_new_tokens=0, seed=0, rows=read).prompts
+    whose = [place for place, row in zip(read.places, steps, strict=True) for _ in row]
+    ids = iter(tokenize(tokenizer, [step for row in steps for step in row], special=False, places=whose))
+    (between,) = tokenize(tokenizer, [data.step_separator], special=False, places=["data.step_separator"])
+    examples = []
+    for prompt, row, values in zip(prompts, steps, labels, strict=True):
+        pieces, ends, length = [prompt.token_ids], list[int](), len(prompt.token_ids)
+        for number, tokens in enumerate(next(ids) for _ in row):
+            if not len(tokens):
+                raise UserError(f"{prompt.id}: step {number + 1} is no token in this tokenizer. Mend or delete it.")
+            pieces += [between, tokens] if number else [tokens]
+            length += len(tokens) + (len(between) if number else 0)
+            ends.append(length - 1)
+        learned = slice(-1, None) if data.label_of == "last" else slice(None)
+        sample = Sample.given(np.concatenate(pieces), np.isin(np.arange(length), ends[learned]), _joined(row, data))
+        examples.append(Group(prompt, (_labelled(sample, values[learned]),)))
+    return examples
+
+
+def split_steps(text: str, separator: str) -> list[str]:
+    """The steps of a completion: what stands between separators, what is blank left out."""
+    return [step for step in text.split(separator) if step.strip()]
+
+
+def steps_of(row: Mapping[str, Any], place: str, data: DataConfig) -> list[str]:
+    """The texts of the steps, without separators at their ends. Raises UserError for what is no list of steps."""
+    column = data.steps_column
+    value = row.get(column)
+    if not isinstance(value, list | tuple) or not value:
+        raise UserError(f"{place}: column {column!r} is {_found(value)}. Expected a list of steps, each a text.")
+    steps = list[str]()
+    for number, step in enumerate(value, start=1):
+        if not isinstance(step, str):
+            raise UserError(f"{place}: step {number} of column {column!r} is {_found(step)}. Expected a text.")
+        if not step.strip():
+            raise UserError(f"{place}: step {number} of column {column!r} is empty. Mend or delete it and its label.")
+        steps.append(_without_ends(step, data.step_separator))
+    return steps
+
+
+def labels_of(row: Mapping[str, Any], place: str, data: DataConfig) -> list[float]:
+    """The labels of the steps. Raises UserError unless there is one for each, true, false or a number from 0 to 1."""
+    column, num_steps = data.step_labels_column, len(row[data.steps_column])
+    value = row.get(column)
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{place}: column {column!r} is {_found(value)}. Expected a list with a label for each step.")
+    if len(value) != num_steps:
+        raise UserError(
+            f"{place}: column {column!r} has {len(value)} labels, and column {data.steps_column!r} has {num_steps} "
+            "steps. Expected one label for each step."
+        )
+    for number, label in enumerate(value, start=1):
+        if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+            raise UserError(
+                f"{place}: label {number} of column {column!r} is {label!r}. Expected true, false or a number from 0 "
+                "to 1."
+            )
+    return [float(label) for label in value]
+
+
+def _found(value: Any) -> str:
+    return "missing" if value is None else "an empty list" if value in ([], ()) else f"a {type(value).__name__}"
+
+
+def _without_ends(step: str, separator: str) -> str:
+    """The step without separators at its ends: between two steps stands one."""
+    while step.startswith(separator):
+        step = step.removeprefix(separator)
+    while step.endswith(separator):
+        step = step.removesuffix(separator)
+    return step
+
+
+def _joined(steps: Sequence[str], data: DataConfig) -> str:
+    return data.step_separator.join(steps)
+
+
+def _labelled(sample: Sample, labels: Sequence[float]) -> Sample:
+    returns = np.zeros(len(sample.token_ids), dtype=np.float32)
+    returns[sample.loss_mask] = labels
+    return replace(sample, returns=returns)
+
+
+def _describe(read: Rows, data: DataConfig) -> str:
+    """One line for people."""
+    shape = detect_shape(read, prompt_column=data.prompt_column, completion_column=None, need_completion=False)
+    steps = [step for row in read.rows for step in row[data.steps_column]]
+    good = sum(label > 0.5 for row in read.rows for label in row[data.step_labels_column])
+    used = (data.steps_column, data.step_labels_column)
+    others = ", ".join(name for name in shape.other_columns if name not in used) or "none"
+    line = (
+        f"{shape.prompt_column} -> prompt ({shape.kind}), {data.steps_column} -> steps, {data.step_labels_column} -> "
+        f"labels ({good} good, {len(steps) - good} bad); {len(read.rows)} rows; other columns: {others}"
+    )
+    inside = sum(data.step_separator in _without_ends(step, data.step_separator) for step in steps)
+    if inside:
+        line += f"; {inside} steps have a separator inside: where completions are split there, they are several"
+    return line
