@@ -177,7 +177,7 @@ def load_job(root: type[J], file: str, overrides: Sequence[str] = ()) -> J:
     return load_section(root, file, overrides, check=find_problems)
 
 
-def content_settings(job: Job) -> dict[str, Any]:
+def content_settings(job: Section) -> dict[str, Any]:
     """Every key that shapes what is made, dotted, with its value."""
     tree = job.model_dump(mode="json")
     flat = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
@@ -186,13 +186,9 @@ def content_settings(job: Job) -> dict[str, Any]:
 
 def find_problems(job: Job) -> Iterator[Problem]:
     """What the types do not say."""
-    yield from _endpoint_problems(job.endpoint)
     if job.run.out is None:
         yield Problem("run.out", "is empty: give --out FILE, for instance --out made.jsonl")
-    elif not job.run.out.endswith(".jsonl"):
-        yield Problem("run.out", f'found "{job.run.out}", expected a name that ends in .jsonl')
-    if job.run.max_cost is not None and job.endpoint.prompt_price is None:
-        yield Problem("run.max_cost", "needs endpoint.prompt_price and endpoint.completion_price")
+    yield from asking_problems(job.run, job.endpoint)
     if job.data.path.startswith((".", "/", "~")) or job.data.path.endswith(DATA_SUFFIXES):
         yield from _missing_file("data.path", job.data.path, DATA_SUFFIXES)
     if isinstance(job, ReviseJob):
@@ -202,6 +198,15 @@ def find_problems(job: Job) -> Iterator[Problem]:
         yield from _prefer_problems(job)
     if isinstance(job, DistillJob) and not job.rewards.functions and "accept_reward" in job.distill.model_fields_set:
         yield Problem("distill.accept_reward", "has no effect without rewards.functions; name one, or leave it out")
+
+
+def asking_problems(run: RunConfig, endpoint: EndpointConfig) -> Iterator[Problem]:
+    """What the types do not say of an endpoint, and of where its answers go."""
+    yield from _endpoint_problems(endpoint)
+    if run.out is not None and not run.out.endswith(".jsonl"):
+        yield Problem("run.out", f'found "{run.out}", expected a name that ends in .jsonl')
+    if run.max_cost is not None and endpoint.prompt_price is None:
+        yield Problem("run.max_cost", "needs endpoint.prompt_price and endpoint.completion_price")
 
 
 def _endpoint_problems(endpoint: EndpointConfig) -> Iterator[Problem]:

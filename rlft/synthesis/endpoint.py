@@ -108,6 +108,11 @@ class Endpoint:
                 return reply
         raise AssertionError("the last try returns or raises")
 
+    @property
+    def max_concurrent(self) -> int:
+        """Requests under way at a time."""
+        return self._config.max_concurrent
+
     def stop(self) -> None:
         """End every request and every wait at once."""
         self._stop.set()

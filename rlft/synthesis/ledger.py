@@ -98,16 +98,20 @@ class Ledger:
         failed = [(id_, entry) for id_, entry in self._entries.items() if entry.failed]
         return f"{failed[-1][0]}: {failed[-1][1].failed}: {failed[-1][1].detail}" if failed else ""
 
-    def export(self) -> tuple[int, int]:
-        """Write the output whole; gives (rows written, duplicates dropped). Rows of the same content, whichever source
-        rows they come from, are written once."""
+    def made(self) -> Iterator[dict[str, Any]]:
+        """Every row made so far, in the order of the source."""
+        return (row for _, row in self._made())
+
+    def export(self, unique: bool = True) -> tuple[int, int]:
+        """Write the output whole; gives (rows written, duplicates dropped). If `unique`, rows of the same content,
+        whichever source rows they come from, are written once."""
         counts = [0, 0]
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 for is_new, row in self._made():
-                    counts[0 if is_new else 1] += 1
-                    if is_new:
+                    counts[0 if is_new or not unique else 1] += 1
+                    if is_new or not unique:
                         file.write(_line(row))
 
         atomic_write(self.out, write)
@@ -132,7 +136,7 @@ class Ledger:
         is_new = not self.path.exists() or self.path.stat().st_size == 0
         if is_new and self.out.exists():
             raise UserError(
-                f"{self.out} is there already and was not made by rlft synth ({self.path.name} is not beside it). Give "
+                f"{self.out} is there already and was not made by rlft ({self.path.name} is not beside it). Give "
                 "another --out, or move that file away."
             )
         self._file = self.path.open("ab", buffering=0)

@@ -7,9 +7,7 @@ counts only when both agree. Knows nothing about files or HTTP.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Literal
 
 from rlft.errors import UserError
 from rlft.synthesis.config import PreferConfig
@@ -17,27 +15,7 @@ from rlft.synthesis.constitution import Constitution, Principle
 from rlft.synthesis.critique import whole_answer
 from rlft.synthesis.endpoint import Asker, row_seed
 from rlft.synthesis.rows import LeftOut, Outcome, SourceRow, made_row
-
-Verdict = Literal["A", "B"]
-_VERDICT = re.compile(r"VERDICT: ([AB])")
-_QUESTION = """\
-Below are a conversation and two answers to its last message.
-
-<conversation>
-{conversation}
-</conversation>
-
-<answer_A>
-{a}
-</answer_A>
-
-<answer_B>
-{b}
-</answer_B>
-
-{principle}
-
-Compare the two answers in a few sentences. Then end with a last line that is exactly "VERDICT: A" or "VERDICT: B"."""
+from rlft.synthesis.verdicts import Verdict, ask_verdict
 
 
 def labeller(config: PreferConfig, constitution: Constitution, seed: int) -> Callable[[SourceRow, Asker], Outcome]:
@@ -78,13 +56,6 @@ def check_columns(config: PreferConfig, row: SourceRow) -> None:
             )
 
 
-def read_verdict(text: str) -> Verdict | None:
-    """A or B when the last line that is not empty is a verdict and nothing else; otherwise None."""
-    lines = text.strip().splitlines()
-    found = _VERDICT.fullmatch(lines[-1].strip()) if lines else None
-    return None if found is None else ("A" if found[1] == "A" else "B")
-
-
 def _answers(config: PreferConfig, row: SourceRow, ask: Asker) -> tuple[str, str]:
     if config.first_column is None or config.second_column is None:
         return whole_answer(ask(row.messages)), whole_answer(ask(row.messages))
@@ -94,13 +65,6 @@ def _answers(config: PreferConfig, row: SourceRow, ask: Asker) -> tuple[str, str
 def _judge(
     config: PreferConfig, row: SourceRow, principle: Principle, a: str, b: str, ask: Asker
 ) -> tuple[Verdict, str]:
-    """(verdict, the judge's words). Raises LeftOut when no reply ends with a verdict."""
     assert principle.prefer is not None, "load_constitution sees to it"
-    talk = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row.messages)
-    question = _QUESTION.format(conversation=talk, a=a, b=b, principle=principle.prefer.strip())
-    for _ in range(config.max_asks):
-        reply = ask([{"role": "user", "content": question}], temperature=config.judge_temperature)
-        verdict = read_verdict(reply.text)
-        if verdict is not None:
-            return verdict, reply.text
-    raise LeftOut("unparsed")
+    temperature, max_asks = config.judge_temperature, config.max_asks
+    return ask_verdict(ask, row.messages, principle.prefer, a, b, temperature=temperature, max_asks=max_asks)

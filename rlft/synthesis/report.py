@@ -47,14 +47,15 @@ class Summary:
 
     def text(self) -> str:
         """For people."""
+        failed = readable_counts(self.failed_requests)
         lines = [
             f"{self.out}: {self.rows_made} rows from {self.source_rows} prompts"
             + (f" ({self.resumed_rows} were done before)" if self.resumed_rows else "")
             + f", in {readable_seconds(self.seconds)}",
-            f"  left out   {_counts(self.left_out)}",
-            f"  failed     {_counts(self.failed_rows)}"
+            f"  left out   {readable_counts(self.left_out)}",
+            f"  failed     {readable_counts(self.failed_rows)}"
             + ("; the same command tries them again" if self.failed_rows else ""),
-            f"  requests   {self.requests}, {self.retries} of them retries; failed: {_counts(self.failed_requests)}",
+            f"  requests   {self.requests}, {self.retries} of them retries; failed: {failed}",
             f"  tokens     {self.prompt_tokens} prompt, {self.completion_tokens} completion",
         ]
         if self.cost is not None:
@@ -102,7 +103,8 @@ class Progress:
         return (self._num_rows - num_finished) * self.seconds / here if here > 0 else None
 
 
-def _counts(counts: dict[str, int]) -> str:
+def readable_counts(counts: dict[str, int]) -> str:
+    """The sum, and each of them, the largest first."""
     total = sum(counts.values())
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f"{total} ({', '.join(f'{name} {count}' for name, count in ordered)})" if total else "0"

@@ -135,7 +135,7 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_a_file_that_is_not_ours_is_left_alone(tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_text("precious\n")
-    with pytest.raises(UserError, match="was not made by rlft synth"):
+    with pytest.raises(UserError, match="was not made by rlft"):
         Ledger(out, SETTINGS, source())
     assert out.read_text() == "precious\n"
 

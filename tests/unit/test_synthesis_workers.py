@@ -15,9 +15,10 @@ from rlft.synthesis.constitution import Constitution, Principle
 from rlft.synthesis.critique import reviser
 from rlft.synthesis.distill import Verifier, distiller
 from rlft.synthesis.endpoint import Asker, RequestFailed
-from rlft.synthesis.preferences import check_columns, labeller, read_verdict
+from rlft.synthesis.preferences import check_columns, labeller
 from rlft.synthesis.replies import Reply
 from rlft.synthesis.rows import LeftOut, SourceRow
+from rlft.synthesis.verdicts import read_verdict
 
 TEXT = SourceRow("x.jsonl:1", "fp", "Why?", [{"role": "user", "content": "Why?"}], {"answer": "4", "draft": "old"})
 TALK = SourceRow(
