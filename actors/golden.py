@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.process import prepare
-from actors.targets import Target, check_overrides, find_target, serving
+from actors.targets import Target, check_overrides, compared_with, find_target, serving
 from rlft.config import derived
-from rlft.errors import UserError
 from rlft.evaluation import golden_report
 from rlft.evaluation.golden import GoldenSet, Outcome, golden_prompts, judge, load_golden
 from rlft.loops.rollouts import sampling_params
@@ -40,7 +39,7 @@ def compare(target: str, path: str, against: str | None = None, overrides: Seque
     check_overrides(overrides, _KEYS, "a golden set")
     now = find_target(Path(target), overrides, "score")
     golden = load_golden(path, now.config.generator.max_new_tokens)
-    base = _base(now, against)
+    base = compared_with(now, against)
     prepare(now.config, now.config.generator.gpus)
     num = len(golden.cases)
     lines = [f"golden set {path}: {num} case{'' if num == 1 else 's'}, answered greedily", f"  base  {base.folder}"]
@@ -50,20 +49,6 @@ def compare(target: str, path: str, against: str | None = None, overrides: Seque
     before, after = _outcomes(golden, base), _outcomes(golden, now)
     table = golden_report.table(golden, before, after)
     return GoldenResult("\n".join([*lines, "", table]), golden_report.reasons(golden, before, after))
-
-
-def _base(now: Target, against: str | None) -> Target:
-    """What to compare with: its own weights, else everything as for `now`."""
-    if against is None:
-        base = now.base()
-        if base is None:
-            raise UserError(f"{now.folder} is a model without a run, so nothing says what it was: give --against BASE.")
-        return base
-    model = now.config.model
-    words = [f"--model.dtype={model.dtype}"]
-    words += [] if model.chat_template is None else [f"--model.chat_template={model.chat_template}"]
-    base = find_target(Path(against), words, "score")
-    return replace(base, config=now.config.model_copy(update={"model": base.config.model}))
 
 
 def _outcomes(golden: GoldenSet, target: Target) -> list[Outcome]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from actors import inline, launch
 from rlft.config import Config
 from rlft.config.checks import Purpose
+from rlft.config.derived import makes_reward_model
 from rlft.config.load import load_config
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.weights import pack_weights
@@ -89,7 +90,24 @@ def find_target(target: Path, overrides: Sequence[str], purpose: Purpose) -> Tar
         return Target(_inline(config), target, None, 0)
     run, checkpoint = find_checkpoint(target, plain_too=purpose == "score")
     config = _inline(load_config(run / "config.yaml", [*alone, *overrides], purpose=purpose))
+    if makes_reward_model(config):
+        raise UserError(f"{checkpoint} is a reward model (algorithm.type {config.algorithm.type}), which says nothing.")
     return Target(launch.with_model(config, run), checkpoint, run, int(read_state(checkpoint)["step"]))
+
+
+def compared_with(now: Target, against: str | None) -> Target:
+    """What to compare `now` with: `against` (a run, a checkpoint or a Hugging Face folder), without one what its
+    training started from. Its own weights, else everything as for `now`. Raises UserError when there is none."""
+    if against is None:
+        base = now.base()
+        if base is None:
+            raise UserError(f"{now.folder} is a model without a run, so nothing says what it was: give --against BASE.")
+        return base
+    model = now.config.model
+    words = [f"--model.dtype={model.dtype}"]
+    words += [] if model.chat_template is None else [f"--model.chat_template={model.chat_template}"]
+    base = find_target(Path(against), words, "score")
+    return replace(base, config=now.config.model_copy(update={"model": base.config.model}))
 
 
 def _inline(config: Config) -> Config:

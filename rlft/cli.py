@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlft import __version__, cli_synth
+from rlft import __version__, cli_judge, cli_synth
 from rlft.cli_data import add_data
 from rlft.errors import RunError, UserError
 
@@ -24,7 +24,7 @@ Fine-tune language models with reinforcement learning.
 
   rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
   rlft train configs/x.yaml           train as the file says
-  rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint; perplexity, golden sets
+  rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint; perplexity, golden sets, a judge
   rlft data inspect train.jsonl       what a run would make of a data file, and which rows it would refuse
   rlft synth distill configs/synthesis/distill.yaml     data made by another model
   rlft config show configs/x.yaml     the complete configuration, defaults included
@@ -49,6 +49,7 @@ examples:
   rlft eval models/base --perplexity --data held_out.jsonl  of a Hugging Face folder
   rlft eval runs/x --golden golden.yaml                     against the model that training started from
   rlft eval runs/x --golden golden.yaml --against runs/y
+  rlft eval runs/x --judge judge.yaml --data prompts.jsonl  win rate against that model, as another model sees it
 
 Any key of the run's configuration can be changed too, e.g. --evaluation.max_rows 50.
 docs/evaluation.md has what is measured, and what a golden set looks like.
@@ -180,13 +181,15 @@ def _add_train(commands: Any) -> None:
 def _add_eval(commands: Any) -> None:
     about = (
         "Measure a checkpoint with its run's generator and rewards (accuracy, pass@k, text metrics), the perplexity of "
-        "texts, or a golden set."
+        "texts, a golden set, or its win rate as a judge sees it."
     )
     parser = commands.add_parser("eval", help="measure a checkpoint", description=about, epilog=EVAL, **SHAPE)
     parser.usage = (
         "rlft eval CHECKPOINT_OR_RUN [--data FILE] [--samples K] [--temperature T] [--section.key VALUE ...]\n"
         "       rlft eval CHECKPOINT_OR_RUN_OR_MODEL --perplexity --data FILE [--section.key VALUE ...]\n"
-        "       rlft eval CHECKPOINT_OR_RUN_OR_MODEL --golden FILE [--against BASE] [--section.key VALUE ...]"
+        "       rlft eval CHECKPOINT_OR_RUN_OR_MODEL --golden FILE [--against BASE] [--section.key VALUE ...]\n"
+        "       rlft eval CHECKPOINT_OR_RUN_OR_MODEL --judge FILE --data FILE [--against BASE] [--out FILE]\n"
+        "                 [--section.key VALUE ...]"
     )
     parser.add_argument("target", metavar="CHECKPOINT_OR_RUN", help="a checkpoint's folder, or a run's (its newest)")
     parser.add_argument("--data", metavar="FILE", help="held-out prompts, or texts (evaluation.path)")
@@ -194,7 +197,8 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--temperature", metavar="T", help="0 takes the likeliest token (evaluation.temperature)")
     parser.add_argument("--perplexity", action="store_true", help="how likely the model finds the texts of --data")
     parser.add_argument("--golden", metavar="FILE", help="cases that must not get worse, YAML or JSONL; exit code 3")
-    parser.add_argument("--against", metavar="BASE", help="for --golden: a run, checkpoint or model to compare with")
+    parser.add_argument("--against", metavar="BASE", help="for --golden and --judge: what to compare with")
+    cli_judge.add_judge(parser)
     parser.set_defaults(command=_eval, takes_overrides=True, parser=parser)
 
 
@@ -249,6 +253,8 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
     _prepare()
     if args.golden is not None:
         return _golden(args, given)
+    if args.judge is not None:
+        return cli_judge.run_judge(args, given)
     from actors.evaluate import evaluate, measure_perplexity
 
     for name, value in (measure_perplexity if args.perplexity else evaluate)(args.target, given).items():
@@ -256,20 +262,30 @@ def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+_IDLE = {  # options that would do nothing, and why
+    "--perplexity": (("--samples", "--temperature"), "which draws nothing"),
+    "--golden": (
+        ("--samples", "--temperature", "--data"), "which brings its own prompts and takes the likeliest tokens"
+    ),
+    "--judge": (("--samples",), "which compares one answer to each prompt"),
+}  # fmt: skip
+
+
 def _check_eval(args: argparse.Namespace) -> None:
     """No option beside what is measured that would do nothing."""
-    if args.perplexity and args.golden is not None:
-        raise UserError("--perplexity and --golden measure different things; ask for one at a time")
-    if args.against is not None and args.golden is None:
-        raise UserError("--against has no effect without --golden FILE; take it out")
-    idle = {"--samples": args.samples, "--temperature": args.temperature}
-    if args.golden is not None:
-        idle["--data"] = args.data
-    why = "--golden, which brings its own prompts and takes the likeliest tokens"
-    for option, value in idle.items():
-        if value is not None and (args.perplexity or args.golden is not None):
-            what = "--perplexity, which draws nothing" if args.perplexity else why
-            raise UserError(f"{option} has no effect with {what}; take it out")
+    asked = {"--perplexity": args.perplexity, "--golden": args.golden is not None, "--judge": args.judge is not None}
+    found = [option for option, is_asked in asked.items() if is_asked]
+    if len(found) > 1:
+        raise UserError(f"{' and '.join(found)} measure different things; ask for one at a time")
+    mode = found[0] if found else None
+    if args.against is not None and mode not in ("--golden", "--judge"):
+        raise UserError("--against has no effect without --golden FILE or --judge FILE; take it out")
+    if args.out is not None and mode != "--judge":
+        raise UserError("--out has no effect without --judge FILE; take it out")
+    options = {"--samples": args.samples, "--temperature": args.temperature, "--data": args.data}
+    for option, value in options.items():
+        if mode is not None and value is not None and option in _IDLE[mode][0]:
+            raise UserError(f"{option} has no effect with {mode}, {_IDLE[mode][1]}; take it out")
 
 
 def _golden(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 ABOUT = """\
@@ -66,8 +67,14 @@ def _synth(args: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError(f"name a YAML file, for instance configs/synthesis/{args.name}.yaml; see --help")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     out = [f"--run.out={args.out}"] if args.out is not None else []
+    return until_stopped(lambda: print(run_job(args.name, args.config, [*overrides, *out]).text()))
+
+
+def until_stopped(job: Callable[[], object]) -> int:
+    """Do a job that goes on when it is started again. Gives the exit code; where Ctrl-C or SIGTERM (which raises
+    SystemExit) stops it, a line says so."""
     try:
-        print(run_job(args.name, args.config, [*overrides, *out]).text())
+        job()
     except (KeyboardInterrupt, SystemExit) as stop:
         is_term = isinstance(stop, SystemExit)
         if is_term and stop.code != signal.SIGTERM:

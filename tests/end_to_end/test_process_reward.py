@@ -103,6 +103,8 @@ def test_what_is_no_model_of_steps_is_refused_before_the_run(
     assert cli.main(["train", config, f"--rewards.functions.0.args={{path: {policy}}}"]) == 2
     assert "which gives no scores. Train a reward model with algorithm.type process_reward" in capsys.readouterr().err
     assert not (task / "runs" / "no-steps").exists()
+    assert cli.main(["eval", "runs/steps", "--perplexity", "--data", "eval.jsonl"]) == 2
+    assert "is a reward model (algorithm.type process_reward), which says nothing" in capsys.readouterr().err
     wrong = (
         ({"pth": "x"}, "args of process_reward_model has 'pth'; expected path, separator, reduce"),
         ({"dtype": "fp8"}, "process_reward_model's dtype is 'fp8'"),
