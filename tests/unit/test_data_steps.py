@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewards.process_reward_model import _read
+from rewards.scoring_model import ScoringModel
 from rlft.config.data import DataConfig
 from rlft.data.scores import scored_steps
 from rlft.data.steps import load_steps, split_steps
@@ -109,3 +111,17 @@ def test_what_is_dropped_is_counted(tokenizer: Any) -> None:
     loaded = steps(tokenizer, [ROW, {**ROW, "completions": ["ab", "c" * 30]}], window=8, too_long="drop")
     assert len(loaded.examples) == 1, "eight tokens are fed, and the place behind is not"
     assert "; 1 dropped as too long (more than 8 tokens)" in loaded.description
+
+
+def test_the_reward_function_reads_a_completion_as_training_reads_its_row(tokenizer: Any) -> None:
+    """Text and chat, a system prompt among them; the separators that a model repeats are one."""
+    judge = ScoringModel(None, tokenizer, 100, set(), "cpu", "x")
+    talk = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
+    for prompt, config in (("1+1=", {}), (talk, {}), (talk[1:], {"system_prompt": "be"})):
+        row = {"prompt": prompt, "completions": ["ab", "c"], "labels": [1, 1]}
+        (trained,) = steps(tokenizer, [row], step_separator="; ", **config).examples
+        asked = talk if config else prompt  # a run hands over the conversation with its system prompt
+        (read,) = _read(judge, [(asked, split_steps("; ab; ; c", "; "))], "; ")
+        (ours,), (theirs,) = read.samples, scored_steps(trained).samples
+        np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
+        np.testing.assert_array_equal(ours.loss_mask, theirs.loss_mask)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ import torch
 from rlft.algorithms.steps import step_loss
 from rlft.config.algorithm import AlgorithmConfig
 from rlft.config.load import load_config
+from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.errors import UserError
 from rlft.evaluation.held_out import HeldOut
 from rlft.samples import Group
 from tests.helpers import leaf, make_group, numbers
+from tests.unit.byte_model import folder as folder  # the fixtures
+from tests.unit.byte_model import tokenizer as tokenizer
 
 STEPS = {"model.tiny": {}, "algorithm.type": "process_reward"}
 
@@ -82,3 +87,12 @@ def test_keys_that_mean_nothing(changes: dict[str, Any], words: list[str]) -> No
 
 def test_keys_that_count() -> None:
     load_config({}, STEPS | {"algorithm.loss_average": "sequence", "data.step_separator": "\n\n"})
+
+
+def test_held_out_rows_are_measured_at_every_step(tmp_path: Path, folder: Path, tokenizer: Any) -> None:
+    row = {"prompt": "1+1=", "completions": ["a", "b"], "labels": [True, False]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row))
+    path, changes = str(tmp_path / "x.jsonl"), {"algorithm.type": "process_reward", "data.label_of": "last"}
+    config = load_config({"model": {"path": str(folder)}}, changes | {"data.path": path, "evaluation.path": path})
+    learned, held_out = load_learning_rows(config, tokenizer, 64), load_held_out_rows(config, tokenizer, 64)
+    assert [rows.examples[0].samples[0].num_trained for rows in (learned, held_out)] == [1, 2]
