@@ -90,7 +90,7 @@ def find_target(target: Path, overrides: Sequence[str], purpose: Purpose) -> Tar
         return Target(_inline(config), target, None, 0)
     run, checkpoint = find_checkpoint(target, plain_too=purpose == "score")
     config = _inline(load_config(run / "config.yaml", [*alone, *overrides], purpose=purpose))
-    if makes_reward_model(config):
+    if makes_reward_model(config) and purpose == "score":
         raise UserError(f"{checkpoint} is a reward model (algorithm.type {config.algorithm.type}), which says nothing.")
     return Target(launch.with_model(config, run), checkpoint, run, int(read_state(checkpoint)["step"]))
 

@@ -66,4 +66,6 @@ def _cut(sample: Sample, group: Group, tokenizer: PreTrainedTokenizerBase, windo
         weight_versions=sample.weight_versions[:window],
         finish_reason="length",
         text=text,
+        advantages=None if sample.advantages is None else sample.advantages[:window],
+        returns=None if sample.returns is None else sample.returns[:window],
     )

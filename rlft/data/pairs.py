@@ -68,16 +68,18 @@ def load_pairs(
     twice = Rows([r for two in both for r in two], [p for p in read.places for _ in range(2)], read.source)
     form = pair_form(shape, twice.rows[0], len(twice.rows))
     singles = worked_examples(twice, form, _last(data), tokenizer, end)
-    pairs, same = list[Group](), list[str]()
-    for row, place, chosen, rejected in zip(read.rows, read.places, singles[::2], singles[1::2], strict=True):
-        if np.array_equal(chosen.samples[0].token_ids, rejected.samples[0].token_ids):
-            same.append(place)
-            continue
-        signed = signed_sample(chosen.samples[0], 1.0), signed_sample(rejected.samples[0], -1.0)
-        pairs.append(Group(replace(chosen.prompt, columns=row), signed))
-    note = _left_out(same, len(singles) // 2, data, "whose chosen and rejected completions are the same")
-    kept, long = fit_examples(pairs, tokenizer, window, data.too_long)
-    return ExampleSet(kept, f"{read.source}: {shape.describe(data, read)}{note}{long}", seed, data.shuffle)
+    pairs = [
+        Group(
+            replace(chosen.prompt, columns=row),
+            (signed_sample(chosen.samples[0], 1.0), signed_sample(rejected.samples[0], -1.0)),
+        )
+        for row, chosen, rejected in zip(read.rows, singles[::2], singles[1::2], strict=True)
+    ]
+    fitting, long = fit_examples(pairs, tokenizer, window, data.too_long)  # cut, two may have become the same
+    same = [g.prompt.id for g in fitting if np.array_equal(g.samples[0].token_ids, g.samples[1].token_ids)]
+    note = _left_out(same, len(fitting), data, "whose chosen and rejected completions are the same")
+    kept = [g for g in fitting if g.prompt.id not in set(same)]
+    return ExampleSet(kept, f"{read.source}: {shape.describe(data, read)}{long}{note}", seed, data.shuffle)
 
 
 def load_labels(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlft.config.data import DataConfig
-from rlft.data.examples import ExampleSet, fitting
+from rlft.data.examples import ExampleSet
+from rlft.data.fitting import fit_examples
 from rlft.data.prompts import load_prompts, load_rows, tokenize
 from rlft.data.reading import Rows
 from rlft.data.shapes import check_column, detect_shape
@@ -47,7 +48,7 @@ def load_steps(
     for key, name in (("data.steps_column", data.steps_column), ("data.step_labels_column", data.step_labels_column)):
         check_column(key, name, read.columns(), read.source)
     examples = step_examples(read, data, tokenizer)
-    kept, long = fitting(examples, window, data)
+    kept, long = fit_examples(examples, tokenizer, window, data.too_long)
     return ExampleSet(kept, f"{read.source}: {_describe(read, data)}{long}", seed, data.shuffle)
 
 

@@ -174,3 +174,14 @@ def test_a_pair_as_a_reward_model_reads_it(tokenizer: Any) -> None:
     (wrong,) = pairs(tokenizer, [{"prompt": "a", "chosen": "b", "rejected": "cd", "margin": "much"}]).examples
     with pytest.raises(UserError, match=r"dataset:1: column 'margin' is 'much'. Expected a number"):
         scored_pair(wrong)
+
+
+def test_pairs_that_are_cut_to_the_same_teach_nothing(tokenizer: Any) -> None:
+    """Cut at 10 tokens the first pair parts no more; the second does."""
+    rows = [{"prompt": "a", "chosen": "b" * 12 + "c", "rejected": "b" * 12}]
+    rows.append({"prompt": "a", "chosen": "c" * 12, "rejected": "d" * 12})
+    with pytest.raises(UserError, match="1 of 2 rows whose chosen and rejected completions are the same teach nothing"):
+        pairs(tokenizer, rows, window=10, too_long="truncate")
+    (kept,) = pairs(tokenizer, rows, window=10, too_long="truncate", unusable="drop").examples
+    assert texts(tokenizer, kept)[1] == ["c" * 9, "d" * 9]
+    assert all(len(s.advantages) == len(s.token_ids) == 10 for s in kept.samples)  # type: ignore[arg-type]

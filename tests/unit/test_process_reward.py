@@ -95,4 +95,4 @@ def test_held_out_rows_are_measured_at_every_step(tmp_path: Path, folder: Path, 
     path, changes = str(tmp_path / "x.jsonl"), {"algorithm.type": "process_reward", "data.label_of": "last"}
     config = load_config({"model": {"path": str(folder)}}, changes | {"data.path": path, "evaluation.path": path})
     learned, held_out = load_learning_rows(config, tokenizer, 64), load_held_out_rows(config, tokenizer, 64)
-    assert [rows.examples[0].samples[0].num_trained for rows in (learned, held_out)] == [1, 2]
+    assert [group.samples[0].num_trained for group in (learned.examples[0], held_out[0])] == [1, 2]
