@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
-from rlft.config.derived import draws, generator_engine, mismatch_stop, shares_gpus, zero_stage
+from rlft.config.derived import draws, generator_engine, learns_tasks, mismatch_stop, shares_gpus, zero_stage
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
@@ -52,7 +52,7 @@ def find_problems(
 
 def notes(config: Config) -> list[str]:
     """What is not wrong but must be known before the run starts."""
-    if config.data.path is None:
+    if config.data.path is None and not learns_tasks(config):
         return ["data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)"]
     return []
 
@@ -312,6 +312,10 @@ def check_run(config: Config, _: Given) -> Iterator[Problem]:
 
 def check_data(config: Config, given: Given) -> Iterator[Problem]:
     """Rows to train on, from one place only."""
+    if learns_tasks(config):  # which have paths of their own
+        if given.has_dataset:
+            yield Problem("tasks", "read their own paths, so the dataset= that was passed would be ignored; keep one")
+        return
     if given.need_data and config.data.path is None and not given.has_dataset:
         yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")
     if given.has_dataset and config.data.path is not None:

@@ -20,7 +20,10 @@ def check_paths(config: Config) -> Iterator[Problem]:
     for role, model in models.items():
         if model and _is_local_model(model) and not Path(model).expanduser().exists():
             yield Problem(f"{role}.path", f'"{model}" does not exist{near_files(Path(model).expanduser())}')
-    for key, path in (("data.path", config.data.path), ("evaluation.path", config.evaluation.path)):
+    rows = {"data.path": config.data.path, "evaluation.path": config.evaluation.path}
+    for i, task in enumerate(config.tasks):
+        rows |= {f"tasks.{i}.path": task.path, f"tasks.{i}.held_out": task.held_out}
+    for key, path in rows.items():
         if path and (_is_local(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).expanduser().exists():
             yield Problem(key, f'"{path}" does not exist{near_files(Path(path).expanduser(), DATA_SUFFIXES)}')
     template = config.model.chat_template
