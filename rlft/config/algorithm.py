@@ -198,11 +198,11 @@ class AlgorithmConfig(Section):
     centering: float = Field(default=0.0, ge=0)
     """For `reward`: pulls the sum of a pair's scores to 0; usual: 0.01."""
     gradient_surgery: Literal["none", "pcgrad"] = "none"
-    """For `tasks`. `pcgrad`: what a task's gradient of the shared weights has against another's is taken out of it (Yu et
-    al. 2020). Needs learner.zero_stage 0."""
+    """For `tasks`. `pcgrad`: what a task's gradient of the shared weights has against another's is taken out of it (Yu
+    et al. 2020). Needs learner.zero_stage 0."""
     task_temperature: float | None = Field(default=None, gt=0)
-    """For `tasks`: rows of a task with n rows come in proportion to n ** (1 / this); 1: to their numbers, large: equally
-    often. Empty: in proportion to the tasks' shares."""
+    """For `tasks`: rows of a task with n rows come in proportion to n ** (1 / this); 1: to their numbers, large:
+    equally often. Empty: in proportion to the tasks' shares."""
     reference_every: int = Field(default=0, ge=0)
     """Every so many steps the reference becomes what the policy is then (iterative DPO). 0: it stays what it was."""
     teacher_coef: float = Field(default=0.0, ge=0)

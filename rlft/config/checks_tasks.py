@@ -96,5 +96,5 @@ def _check_stage(config: Config) -> Iterator[Problem]:
         if task.adapter == "own" and config.model.adapter is not None:
             yield Problem(
                 f"tasks.{i}.adapter",
-                f"own: ranks then work on different adapters at a time, which ZeRO stage {stage} cannot follow; {needs}",
+                f"own: ranks then work on different adapters at a time, but ZeRO stage {stage} wants the same; {needs}",
             )

@@ -35,8 +35,8 @@ class TaskConfig(Section):
     held_out_split: str | None = None
     """Their split. Empty: the same as split."""
     columns: dict[str, str] = {}
-    """Columns that are not named as expected, for instance {text: sentence}. Expected are `text`, `label` and, only if it
-    is named here, `pair` (a second text); `tokens` and `tags`, or `text` and `spans` ([start, end, label] each);
+    """Columns that are not named as expected, for instance {text: sentence}. Expected are `text`, `label` and, only if
+    it is named here, `pair` (a second text); `tokens` and `tags`, or `text` and `spans` ([start, end, label] each);
     `context`, `question` and `answers`."""
     problem: Problem = "one_label"
     """For sequence_classification. `one_label`: one of the labels. `many_labels`: a list of any of them. `number`:

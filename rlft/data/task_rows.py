@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlft.config.tasks import TaskConfig
 from rlft.errors import UserError
 from rlft.samples import Group, Prompt, Sample, TaskLabels
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 WORD = re.compile(r"\w+|[^\w\s]")  # of a text that comes with spans
@@ -64,7 +61,9 @@ def read_classified(task: TaskConfig, row: Row, place: str, columns: Sequence[st
         return Read(text, [(0, len(text))], float(value))
     if task.problem == "many_labels":
         if not isinstance(value, list | tuple):
-            raise UserError(f"{place}: column {column!r} is {value!r}. Expected a list of labels (problem many_labels).")
+            raise UserError(
+                f"{place}: column {column!r} is {value!r}. Expected a list of labels (problem many_labels)."
+            )
         return Read(text, [(0, len(text))], [_label(each, place, column) for each in value])
     if isinstance(value, list | tuple):
         raise UserError(f"{place}: column {column!r} is a list. Expected one label, or set problem to many_labels.")
@@ -105,7 +104,9 @@ def _read_spans(task: TaskConfig, row: Row, place: str) -> Read:
                 "whole words; move its ends."
             )
         if any(tags[i] != OUTSIDE for i in inside):
-            raise UserError(f"{place}: the span {[start, end, label]} overlaps another. Expected a word in one at most.")
+            raise UserError(
+                f"{place}: the span {[start, end, label]} overlaps another. Expected a word in one at most."
+            )
         for i in inside:
             tags[i] = f"{'B' if i == inside[0] else 'I'}-{_label(label, place, column)}"
     if not words:
@@ -133,7 +134,9 @@ def read_question(task: TaskConfig, row: Row, place: str, columns: Sequence[str]
             "of one as of the other."
         )
     if not texts:
-        raise UserError(f"{place}: column {column!r} has no answer. Questions without one cannot be learned; delete it.")
+        raise UserError(
+            f"{place}: column {column!r} has no answer. Questions without one cannot be learned; delete it."
+        )
     for text, start in zip(texts, starts):
         if not isinstance(text, str) or not text or not isinstance(start, int) or context[start:][: len(text)] != text:
             found = context[start:][: len(str(text))] if isinstance(start, int) else start

@@ -84,8 +84,8 @@ def load_tasks(config: Config, tokenizer: PreTrainedTokenizerBase, window: int) 
     cannot be used, with the task's name in front."""
     if not tokenizer.is_fast:
         raise UserError(
-            f"model.path: {type(tokenizer).__name__} does not say which characters a token is, which tasks need. Expected "
-            "a model with a fast tokenizer (tokenizer.json)."
+            f"model.path: {type(tokenizer).__name__} does not say which characters a token is, which tasks need. "
+            "Expected a model with a fast tokenizer (tokenizer.json)."
         )
     learned, held_out = list[TaskRows](), list[TaskRows]()
     for task in config.tasks:
