@@ -53,6 +53,10 @@ class TaskRank:
         }
         stage, dtype = zero_stage(config.learner, config.model.dtype), config.model.dtype
         self._engine = ZeroEngine(self._model, config.learner, stage, dtype, rendezvous, self._device, rates)
+        self._apart = config.algorithm.gradient_surgery == "pcgrad"
+        self._run = (
+            self._model if self._apart else self._engine
+        )  # whose gradients DeepSpeed does not look after, or does
 
     def outputs(self, micro_batches: Sequence[Sequence[Group]]) -> list[list[list[np.ndarray]]]:
         """What the row's head says, [micro-batch][group][sample] -> f32 [P, C] in each of its places."""
@@ -75,8 +79,7 @@ class TaskRank:
         """One optimizer step. counts: of each task, the rows (or words) that the whole update has. Every rank is given
         as many micro-batches as every other."""
         self._engine.train()
-        surgery = self._config.algorithm.gradient_surgery == "pcgrad"
-        learn = self._learn_apart if surgery else self._learn
+        learn = self._learn_apart if self._apart else self._learn
         loss, stats = learn(micro_batches, counts, step)
         grad_norm, applied = self._engine.step(lr)
         return RankUpdate(loss, stats, grad_norm, applied)
@@ -124,7 +127,7 @@ class TaskRank:
         if self._config.model.adapter is not None:
             first = next((task for task, part in zip(self._tasks, parts, strict=True) if part is not None), None)
             self._model.use_adapter(adapter_of(first or self._tasks[0]))
-        return self._engine(make_pack(groups, device=self._device), parts), parts
+        return self._run(make_pack(groups, device=self._device), parts), parts
 
     def _loss(self, groups: Sequence[Group], counts: Sequence[int]) -> tuple[Tensor, Stats]:
         """The part of the sum that these rows are: each task's losses, divided by its count, times its weight."""

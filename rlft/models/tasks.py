@@ -7,6 +7,7 @@ nothing about losses or engines.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from rlft.config.tasks import TaskConfig
 from rlft.errors import UserError
 from rlft.models.load import add_adapter, cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
+from rlft.models.reward import base_of
+from rlft.models.reward import is_adapter as is_adapter_folder
 from rlft.samples import Group
 
 SHARED = "shared"  # name of the adapter of all tasks that have none of their own
@@ -208,3 +211,24 @@ def _new_heads(body: Any, tasks: Sequence[TaskConfig], described: Sequence[Head]
             nn.init.zeros_(layer.bias)
         heads.append(layer)
     return heads
+
+
+def load_task_model(folder: str | Path) -> Any:
+    """The transformers model of one task, in eval mode, from a checkpoint's tasks/<name>; an adapter is merged into its
+    base, so that save_pretrained leaves a model that needs neither.
+
+    With full weights AutoModelFor... does the same. On a base it may not: for several families transformers calls the
+    body otherwise in a model for questions than in the language model, and then leaves it random.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind: Any = getattr(transformers, config.architectures[0])
+    if not is_adapter_folder(str(folder)):
+        return kind.from_pretrained(folder).eval()
+    from peft import PeftModel
+
+    body = _load_body(base_of(str(folder)), str(config.dtype or torch.float32).removeprefix("torch."))
+    whole = kind(config).to(body.dtype)
+    setattr(whole, whole.base_model_prefix, body)
+    return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload().eval()
