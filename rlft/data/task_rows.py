@@ -167,14 +167,16 @@ def found_labels(task: TaskConfig, reads: Sequence[Read]) -> list[str]:
 
 
 def number_of(label: str, labels: Mapping[str, int], place: str, task: TaskConfig) -> int:
-    """A label's place among `labels`. A number that is no label itself is such a place. Raises UserError for others."""
+    """A label's place among `labels`. Where the task names its labels, a number that is none of them is such a place.
+    Raises UserError for others."""
     if label in labels:
         return labels[label]
     if task.labels and label.isdigit() and int(label) < len(labels):
         return int(label)
-    known = ", ".join(labels)
-    where = f"tasks: labels of {task.name}" if task.labels else "the labels of the rows that it learns from"
-    raise UserError(f"{place}: label {label!r} is none of {known} ({where}). Mend the row, or name all labels there.")
+    where = "the task's labels" if task.labels else "the labels of the rows that are learned from"
+    raise UserError(
+        f"{place}: label {label!r} is none of {', '.join(labels)} ({where}). Mend the row, or add it to labels."
+    )
 
 
 def make_group(

@@ -95,7 +95,7 @@ def load_tasks(config: Config, tokenizer: PreTrainedTokenizerBase, window: int) 
             if task.held_out is not None:
                 split, limit = task.held_out_split or task.split, config.evaluation.max_rows
                 held_out.append(
-                    _load(rows.task, config.data, tokenizer, window, task.held_out, split, limit, rows.task.labels)
+                    _load(task, config.data, tokenizer, window, task.held_out, split, limit, rows.task.labels)
                 )
         except UserError as error:
             raise UserError(f"task {task.name}: {error}") from None
