@@ -222,7 +222,7 @@ def load_task_model(folder: str | Path) -> Any:
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config: Any = transformers.AutoConfig.from_pretrained(folder)
     kind: Any = getattr(transformers, config.architectures[0])
     if not is_adapter_folder(str(folder)):
         return kind.from_pretrained(folder).eval()
