@@ -221,3 +221,61 @@ def _by_transformers(model: Any, name: str, group: Group) -> np.ndarray:
         return answer.logits[0].numpy().ravel()
     both = answer.logits[0] if name == "ner" else torch.stack([answer.start_logits[0], answer.end_logits[0]], -1)
     return both[torch.from_numpy(np.flatnonzero(sample.loss_mask) - 1)].numpy().ravel()
+
+
+@pytest.mark.parametrize("changes", [{}, APART, APART | PCGRAD], ids=["mixed", "adapters", "both"])
+def test_a_task_or_a_rank_without_rows(rank_pool: Pool, wide_folder: Path, files: Path, changes: dict) -> None:
+    """Steps with one row: the other tasks' heads and adapters, with momentum and without, go on alike on all ranks."""
+
+    def outcome(num_ranks: int, stage: int) -> tuple[list[dict], np.ndarray]:
+        config, groups = loaded(wide_folder, files, num_ranks, stage, **changes)
+        model = rank_pool[num_ranks].tasks(config)
+        metrics = [update(model, part, step) for step, part in enumerate([groups[:1], groups, groups[:1]])]
+        return metrics, said(model, groups)
+
+    expected, outputs = outcome(1, 0)
+    assert "tasks/ner/loss" not in expected[0] and "tasks/mood/loss" in expected[0]
+    for num_ranks, stage in [(2, 0)] if changes else [(2, 0), (2, 2)]:
+        found, others = outcome(num_ranks, stage)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=2e-5, abs=2e-6)
+        np.testing.assert_allclose(others, outputs, atol=1e-5)
+
+
+def test_checkpointed_activations_change_nothing(rank_pool: Pool, wide_folder: Path, files: Path) -> None:
+    runs = [
+        updated(rank_pool, *loaded(wide_folder, files, **PCGRAD, learner__gradient_checkpointing=recompute), count=2)
+        for recompute in (False, True)
+    ]
+    assert runs[0][0] == [pytest.approx(line, rel=1e-5) for line in runs[1][0]]
+    np.testing.assert_allclose(runs[0][1], runs[1][1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels"), [("many_labels", [["a"], [], ["a", "b"]]), ("number", [0.5, -1.0, 2.0])]
+)
+def test_other_problems_are_those_of_transformers(
+    rank_pool: Pool, wide_folder: Path, tmp_path: Path, problem: str, labels: list
+) -> None:
+    """In bfloat16 on two ranks too."""
+    write(tmp_path / "t.jsonl", [{"text": f"ab{i}", "label": label} for i, label in enumerate(labels)])
+    task = {"name": "t", "kind": "sequence_classification", "path": str(tmp_path / "t.jsonl"), "problem": problem}
+    base = {"model": {"path": str(wide_folder)}, "algorithm": {"type": "tasks"}, "tasks": [task]}
+    config = load_config(base)
+    mixture, _ = load_tasks(config, load_tokenizer(wide_folder), 64)
+    config = config.model_copy(update={"tasks": [rows.task for rows in mixture.rows]})
+    model, groups = rank_pool[1].tasks(config), mixture.examples
+    model.save(tmp_path / "saved")
+    metrics = update(model, groups, 0)
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved" / "tasks" / "t")
+    losses = []
+    for group in groups:
+        (sample,) = group.samples
+        assert sample.labels is not None
+        ids, values = torch.from_numpy(sample.token_ids[None, :-1].astype(np.int64)), sample.labels.values
+        losses.append(whole(input_ids=ids, labels=torch.from_numpy(values)).loss.item())
+    assert metrics["policy/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+    half = load_config(base, {"model.dtype": "bfloat16", "learner.num_ranks": 2})
+    half = half.model_copy(update={"tasks": config.tasks})
+    assert update(rank_pool[2].tasks(half), groups, 0)["policy/loss"] == pytest.approx(np.mean(losses), rel=0.05)
