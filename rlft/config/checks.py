@@ -104,6 +104,7 @@ def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
     learns = draws(config) and config.algorithm.advantage != "none" and given.purpose == "train"
     evaluates = given.purpose == "evaluate" or (config.evaluation.path is not None and draws(config))
     needed = learns or (evaluates and not config.evaluation.metrics and given.purpose != "score")
+    needed = needed and not learns_tasks(config)
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(
             "rewards.functions",
@@ -169,6 +170,13 @@ def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
 def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
     """Something to evaluate on, and samples that can differ."""
     evaluation = config.evaluation
+    if given.purpose != "train" and learns_tasks(config):
+        yield Problem(
+            "algorithm.type",
+            "tasks: heads write no text, which is what rlft eval measures. Held-out rows are measured in training "
+            "(tasks.N.held_out), and a checkpoint has a model of each task for transformers (tasks/<name>)",
+        )
+        return
     if given.purpose == "evaluate" and evaluation.path is None:
         yield Problem("evaluation.path", "nothing to evaluate on: give --data FILE")
     if evaluation.samples_per_prompt > 1 and evaluation.temperature == 0:

@@ -64,6 +64,11 @@ def test_what_is_wrong_is_said(changes, said):
     assert said in str(error.value)
 
 
+def test_rows_from_python_are_not_ignored_in_silence():
+    with pytest.raises(UserError, match=r"tasks: read their own paths, so the dataset= that was passed"):
+        load_config({"model": {"tiny": {}}, "algorithm": {"type": "tasks"}, "tasks": [MOOD]}, has_dataset=True)
+
+
 def test_an_adapter_of_its_own_needs_whole_gradients():
     own = {**MOOD, "adapter": "own"}
     assert load(own, model__adapter={}).tasks[0].adapter == "own"
@@ -73,6 +78,13 @@ def test_an_adapter_of_its_own_needs_whole_gradients():
 
 def test_held_out_rows_give_evaluation_an_effect():
     assert load({**MOOD, "held_out": "mood.jsonl"}, evaluation__every=3).evaluation.every == 3
+
+
+@pytest.mark.parametrize("purpose", ["evaluate", "score"])
+def test_heads_are_not_what_eval_measures(purpose: Any) -> None:
+    base = {"model": {"tiny": {}}, "algorithm": {"type": "tasks"}, "tasks": [MOOD]}
+    with pytest.raises(UserError, match=r"^algorithm\.type: tasks: heads write no text, which is what rlft eval"):
+        load_config(base, purpose=purpose)
 
 
 def test_surgery_is_for_tasks_alone():
