@@ -8,9 +8,10 @@ from typing import Any
 
 from rewards.combine import RewardSet
 from rlft.config import Config
-from rlft.config.derived import makes_reward_model, uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import learner_kind, uses_critic, uses_reference, uses_teacher
 from rlft.engines.build import make_generator, make_scorer
 from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel
+from rlft.engines.task_learner import RankedTasks
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.environments.worker import ThreadRunner
@@ -44,6 +45,13 @@ def reward_model(config: Config) -> RankedRewardModel:
     from rlft.engines.reward_rank import RewardRank
 
     return RankedRewardModel(config, _one_rank(RewardRank, config, config.learner.gpus))
+
+
+def tasks(config: Config) -> RankedTasks:
+    """A model of one rank that learns several tasks."""
+    from rlft.engines.task_rank import TaskRank
+
+    return RankedTasks(config, _one_rank(TaskRank, config, config.learner.gpus))
 
 
 def critic(config: Config) -> RankedCritic:
@@ -89,7 +97,7 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
 
 def offline_roles(config: Config) -> OfflineRoles:
     """All roles of a run that learns from data."""
-    learns = reward_model if makes_reward_model(config) else learner
+    learns: Any = {"learner": learner, "reward_model": reward_model, "tasks": tasks}[learner_kind(config)]
     scorer = make_scorer(config, _device(config.scorer.gpus)) if uses_reference(config) else None
     teacher = make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None
     return OfflineRoles(learns(config), scorer, teacher)

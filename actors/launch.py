@@ -13,17 +13,19 @@ from rewards.combine import RewardSet
 from rlft.algorithms.users import load_loss
 from rlft.config import Config, derived
 from rlft.config.data import DataConfig
-from rlft.config.derived import draws, environment_weight, uses_teacher, weight_transport
+from rlft.config.derived import draws, environment_weight, learns_tasks, uses_teacher, weight_transport
 from rlft.config.load import dump_config
 from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.data.mixture import naming
 from rlft.data.sources import Prompts, all_prompts, with_sources
+from rlft.data.tasks import load_tasks
 from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.build import check_engine
 from rlft.environments.build import configured_environment, make_turns
 from rlft.environments.load import BoundEnvironment
 from rlft.evaluation.accuracy import Evaluation
 from rlft.evaluation.held_out import HeldOut
+from rlft.evaluation.tasks import HeldOutTasks
 from rlft.evaluation.text_metrics import check_installed
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
@@ -112,8 +114,14 @@ def _on_policy(
 
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
-    limit = window(str(config.model.path))
-    examples, held_out = load_learning_rows(config, tokenizer, limit, dataset), None
+    limit, held_out, again = window(str(config.model.path)), None, False
+    if learns_tasks(config):
+        examples, of_tasks = load_tasks(config, tokenizer, limit)
+        config = config.model_copy(update={"tasks": [rows.task for rows in examples.rows]})  # with the labels found
+        held_out = HeldOutTasks(of_tasks) if of_tasks else None
+    else:
+        examples = load_learning_rows(config, tokenizer, limit, dataset)
+        again = examples.repeats(config.loop.steps * config.loop.prompts_per_step)
     if config.evaluation.path is not None:
         held_out = HeldOut(load_held_out_rows(config, tokenizer, limit), config.algorithm)
     with Run(folder, config, tokenizer, console) as run:
@@ -121,7 +129,6 @@ def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console
         if not run.is_done():
             with offline_roles(config) as roles:
                 run.tell_places(roles.places)
-                again = examples.repeats(config.loop.steps * config.loop.prompts_per_step)
                 store = RowStore(folder.path / "teacher_top") if again and uses_teacher(config) else None
                 offline.train(roles, examples, run, config, held_out, store)
         return _result(run, None)

@@ -18,9 +18,12 @@ from rlft.engines.deepspeed import Rendezvous
 from rlft.engines.learner import Call
 from rlft.engines.policy_rank import PolicyRank
 from rlft.engines.reward_rank import RewardRank
+from rlft.engines.task_rank import TaskRank
 from rlft.engines.weights import WeightUpdate
 
-RANKS: dict[str, Any] = {"learner": PolicyRank, "critic": CriticRank, "reward_model": RewardRank}
+RANKS: dict[str, Any] = {
+    "learner": PolicyRank, "critic": CriticRank, "reward_model": RewardRank, "tasks": TaskRank,
+}  # fmt: skip
 
 
 @ray.remote

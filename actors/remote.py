@@ -19,8 +19,9 @@ from actors.scorer import ScorerActor, ScorerGroup
 from actors.supervisor import deaths_named, get_all
 from rewards.combine import RewardSet
 from rlft.config import Config
-from rlft.config.derived import makes_reward_model, weight_transport
+from rlft.config.derived import learner_kind, weight_transport
 from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel
+from rlft.engines.task_learner import RankedTasks
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.errors import RunError
@@ -28,6 +29,7 @@ from rlft.loops.offline import OfflineRoles
 from rlft.loops.on_policy import Roles
 
 Start = Callable[..., tuple[list[Any], list[str]]]
+TRAINED: dict[str, Any] = {"learner": RankedLearner, "reward_model": RankedRewardModel, "tasks": RankedTasks}
 
 
 @contextmanager
@@ -67,14 +69,14 @@ def offline_roles(config: Config) -> Iterator[OfflineRoles]:
     with _placed(config) as (_, start):
         scorers, names = start("scorer", ScorerActor)
         teachers, teacher_names = start("teacher", ScorerActor, "teacher")
-        scores = makes_reward_model(config)
-        call, places, _ = _trained(config, start, kind="reward_model" if scores else "learner")
+        kind = learner_kind(config)
+        call, places, _ = _trained(config, start, kind=kind)
         everyone, all_names = [*scorers, *teachers], [*names, *teacher_names]
         limit = config.cluster.start_timeout_s
         ready = get_all([actor.ready.remote() for actor in everyone], all_names, "starting", limit)
         limit = config.cluster.stage_timeout_s
         yield OfflineRoles(
-            learner=RankedRewardModel(config, call) if scores else RankedLearner(config, call),
+            learner=TRAINED[kind](config, call),
             scorer=ScorerGroup(scorers, names, limit) if scorers else None,
             teacher=ScorerGroup(teachers, teacher_names, limit, "teacher") if teachers else None,
             places=places | dict(zip(all_names, ready, strict=True)),

@@ -51,6 +51,18 @@ class TopTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLabels:
+    """What a head should say of a row of its task. P: the places that the head reads, where the row's loss_mask is
+    True."""
+
+    task: str  # the task's name
+    values: np.ndarray  # by kind: int64 [1] label, f32 [1, C] of many labels 0 or 1, f32 [1] number; int64 [P] label of
+    # each word; int64 [2] first and last place of the answer
+    spans: np.ndarray | None = None  # int32 [P, 2], for questions: the characters of the text that each place is
+    answers: tuple[str, ...] = ()  # for questions: right answers
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One completion, with its prompt in front: T = prompt tokens + completion tokens."""
 
@@ -73,6 +85,7 @@ class Sample:
     turn_rewards: np.ndarray | None = None  # f32 [T], on each turn's last token what the environment gave, else NaN
     turns: tuple[Mapping[str, Any], ...] = ()  # with an environment: what was said behind the prompt, as messages
     tool_errors: int = 0  # calls of tools that failed
+    labels: TaskLabels | None = None  # for a row of a task
 
     @classmethod
     def given(cls, token_ids: np.ndarray, loss_mask: np.ndarray, text: str) -> Sample:

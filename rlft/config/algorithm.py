@@ -58,13 +58,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "kto": {"preference_loss": "kto"},
     "reward": {},
     "process_reward": {},
+    "tasks": {},
 }  # fmt: skip
 
 
 class FromData(NamedTuple):
     """What an algorithm that draws no samples learns from, and the keys below that count there."""
 
-    rows: Literal["examples", "pairs", "labels", "steps"]
+    rows: Literal["examples", "pairs", "labels", "steps", "tasks"]
     keys: tuple[str, ...]
 
 
@@ -87,6 +88,7 @@ FROM_DATA: dict[str, FromData] = {
     "kto": FromData("labels", ("preference_loss", "preference_beta", "good_weight", "bad_weight")),
     "reward": FromData("pairs", ("centering",)),
     "process_reward": FromData("steps", ("loss_average",)),
+    "tasks": FromData("tasks", ("gradient_surgery", "task_temperature")),
 }
 
 
@@ -101,7 +103,7 @@ class AlgorithmConfig(Section):
     `my_file.py:my_loss`. From data, without samples: `sft` (worked examples or documents), `kd` (a teacher's
     distributions on them), `dpo`, `ipo`, `cpo`, `orpo`, `simpo` (pairs of a chosen and a rejected completion), `kto`
     (completions labelled good or bad), `reward` (a reward model, from pairs), `process_reward` (one that scores each
-    step, from labelled steps)."""
+    step, from labelled steps), `tasks` (several heads on one model: see tasks)."""
     group_size: int = Field(default=8, ge=1)
     """Samples per prompt. What compares them with each other needs at least 2."""
     advantage: Advantage = "group"
@@ -197,6 +199,12 @@ class AlgorithmConfig(Section):
     """For `kto`: weight of completions labelled bad."""
     centering: float = Field(default=0.0, ge=0)
     """For `reward`: pulls the sum of a pair's scores to 0; usual: 0.01."""
+    gradient_surgery: Literal["none", "pcgrad"] = "none"
+    """For `tasks`. `pcgrad`: what a task's gradient of the shared weights has against another's is taken out of it (Yu
+    et al. 2020). Needs learner.zero_stage 0."""
+    task_temperature: float | None = Field(default=None, gt=0)
+    """For `tasks`: rows of a task with n rows come in proportion to n ** (1 / this); 1: to their numbers, large:
+    equally often. Empty: in proportion to the tasks' shares."""
     reference_every: int = Field(default=0, ge=0)
     """Every so many steps the reference becomes what the policy is then (iterative DPO). 0: it stays what it was."""
     teacher_coef: float = Field(default=0.0, ge=0)

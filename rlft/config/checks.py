@@ -10,7 +10,15 @@ from typing import Literal, NamedTuple
 
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
 from rlft.config.checks_mixture import NO_CUTTING, check_mixture
-from rlft.config.derived import draws, generator_engine, learns_from, mismatch_stop, shares_gpus, zero_stage
+from rlft.config.derived import (
+    draws,
+    generator_engine,
+    learns_from,
+    learns_tasks,
+    mismatch_stop,
+    shares_gpus,
+    zero_stage,
+)
 from rlft.config.places import check_gpus, check_paths
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
@@ -55,7 +63,7 @@ def find_problems(
 
 def notes(config: Config) -> list[str]:
     """What is not wrong but must be known before the run starts."""
-    if config.data.path is None and not config.data.mixture:
+    if config.data.path is None and not config.data.mixture and not learns_tasks(config):
         return ["data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)"]
     return []
 
@@ -107,6 +115,7 @@ def check_rewards(config: Config, given: Given) -> Iterator[Problem]:
     learns = draws(config) and config.algorithm.advantage != "none" and given.purpose == "train"
     evaluates = draws(config) and (given.purpose == "evaluate" or config.evaluation.path is not None)
     needed = learns or (evaluates and not config.evaluation.metrics and given.purpose != "score")
+    needed = needed and not learns_tasks(config)
     if needed and not config.rewards.functions and not given.has_rewards and config.environment is None:
         yield Problem(
             "rewards.functions",
@@ -172,6 +181,13 @@ def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
 def check_evaluation(config: Config, given: Given) -> Iterator[Problem]:
     """Something to evaluate on, and samples that can differ."""
     evaluation = config.evaluation
+    if given.purpose != "train" and learns_tasks(config):
+        yield Problem(
+            "algorithm.type",
+            "tasks: heads write no text, which is what rlft eval measures. Held-out rows are measured in training "
+            "(tasks.N.held_out), and a checkpoint has a model of each task for transformers (tasks/<name>)",
+        )
+        return
     if given.purpose == "evaluate" and evaluation.path is None:
         yield Problem("evaluation.path", "nothing to evaluate on: give --data FILE")
     if evaluation.samples_per_prompt > 1 and evaluation.temperature == 0:
@@ -315,6 +331,10 @@ def check_run(config: Config, _: Given) -> Iterator[Problem]:
 
 def check_data(config: Config, given: Given) -> Iterator[Problem]:
     """Rows to train on, from one place only."""
+    if learns_tasks(config):  # which have paths of their own
+        if given.has_dataset:
+            yield Problem("tasks", "read their own paths, so the dataset= that was passed would be ignored; keep one")
+        return
     yield from check_mixture(config, given.has_dataset)
     if given.need_data and config.data.path is None and not config.data.mixture and not given.has_dataset:
         yield Problem("data.path", "nothing to train on: give --data.path FILE (or dataset= from Python)")

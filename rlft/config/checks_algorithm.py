@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from rlft.config.algorithm import PRESETS, WITHOUT_REFERENCE
+from rlft.config.checks_tasks import check_tasks
 from rlft.config.derived import (
     compares,
     has_ratio,
@@ -164,4 +165,4 @@ ALGORITHM_CHECKS = (
     check_type, check_comparison, check_policy_loss, check_kl, check_preference, check_teacher, check_reference,
     check_critic,
 )  # fmt: skip
-FROM_DATA_CHECKS = (check_preference, check_teacher, check_steps)
+FROM_DATA_CHECKS = (check_preference, check_teacher, check_steps, check_tasks)

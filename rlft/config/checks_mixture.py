@@ -45,7 +45,7 @@ def check_mixture(config: Config, has_dataset: bool = False) -> Iterator[Problem
 def _check_keys(config: Config, i: int) -> Iterator[Problem]:
     source = config.data.mixture[i]
     kind = learns_from(config.algorithm)
-    read = _ROWS[kind] if kind else ()
+    read = _ROWS.get(kind or "", ())
     reads = f"reads {kind}" if kind else "draws completions and does not read them"
     for name in dict.fromkeys(name for names in _ROWS.values() for name in names):
         if name not in read and getattr(source, name) is not None:

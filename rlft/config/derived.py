@@ -55,6 +55,16 @@ def makes_reward_model(config: Config) -> bool:
     return config.algorithm.type in ("reward", "process_reward")
 
 
+def learns_tasks(config: Config) -> bool:
+    """Whether what is trained are heads, each for a task of its own."""
+    return config.algorithm.type == "tasks"
+
+
+def learner_kind(config: Config) -> str:
+    """What the learner's ranks hold: `learner` (a policy), `reward_model` or `tasks`."""
+    return "tasks" if learns_tasks(config) else "reward_model" if makes_reward_model(config) else "learner"
+
+
 def flat_is_useless(algorithm: AlgorithmConfig) -> bool:
     """Whether a group whose rewards are all equal cannot teach anything: samples are compared with each other alone,
     and by nothing but their rewards."""

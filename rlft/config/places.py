@@ -22,6 +22,8 @@ def check_paths(config: Config) -> Iterator[Problem]:
             yield Problem(f"{role}.path", f'"{model}" does not exist{near_files(Path(model).expanduser())}')
     sources = [(f"data.mixture.{i}", source) for i, source in enumerate(config.data.mixture)]
     data = [("data.path", config.data.path), ("evaluation.path", config.evaluation.path)]
+    for i, task in enumerate(config.tasks):
+        data += [(f"tasks.{i}.path", task.path), (f"tasks.{i}.held_out", task.held_out)]
     for key, path in data + [(f"{place}.path", source.path) for place, source in sources]:
         if path and (_is_local(path) or path.endswith(DATA_SUFFIXES)) and not Path(path).expanduser().exists():
             yield Problem(key, f'"{path}" does not exist{near_files(Path(path).expanduser(), DATA_SUFFIXES)}')

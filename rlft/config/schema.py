@@ -9,6 +9,7 @@ from rlft.config.environment import EnvironmentConfig
 from rlft.config.model import ModelConfig
 from rlft.config.roles import CriticConfig, GeneratorConfig, LearnerConfig, RewardsConfig, ScorerConfig, TeacherConfig
 from rlft.config.run import ClusterConfig, LoopConfig, RunConfig, TrackingConfig
+from rlft.config.tasks import TaskConfig
 
 
 class Config(Section):
@@ -18,6 +19,8 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    tasks: list[TaskConfig] = []
+    """For algorithm.type tasks: what is learned side by side."""
     generator: GeneratorConfig = GeneratorConfig()
     environment: EnvironmentConfig | None = None
     rewards: RewardsConfig = RewardsConfig()

@@ -11,10 +11,11 @@ from typing import Any
 
 from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, FromData
 from rlft.config.base import Section
-from rlft.config.derived import draws, generator_engine, uses_reference
+from rlft.config.derived import draws, generator_engine, learns_tasks, uses_reference
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused_algorithm import ALGORITHM_RULES, Rule
+from rlft.config.unused_tasks import TASK_RULES
 
 _DRAWING = (  # what only drawn samples need
     "generator.*", "environment.*", "rewards.*", "critic.*", "loop.max_staleness", "loop.in_flight",
@@ -27,6 +28,7 @@ _ROWS = {  # columns, by the rows that they are of
     "pairs": ("data.chosen_column", "data.rejected_column", "data.unusable"),
     "labels": ("data.completion_column", "data.label_column"),
     "steps": ("data.steps_column", "data.step_labels_column", "data.step_separator", "data.label_of"),
+    "tasks": (),
 }
 
 
@@ -48,6 +50,7 @@ def _from_data(name: str, learning: FromData) -> Iterator[Rule]:
 
 # The first rule that names a key explains it.
 RULES = (
+    *TASK_RULES,
     *(rule for name, learning in FROM_DATA.items() for rule in _from_data(name, learning)),
     Rule(
         lambda config: draws(config),
@@ -66,7 +69,7 @@ RULES = (
     ),
     *ALGORITHM_RULES,
     Rule(
-        lambda config: config.evaluation.path is None,
+        lambda config: config.evaluation.path is None and not learns_tasks(config),
         ("evaluation.*",),
         "evaluation.path is empty, so nothing is evaluated",
     ),

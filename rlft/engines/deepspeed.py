@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -47,8 +47,11 @@ class ZeroEngine:
         dtype: str,
         where: Rendezvous,
         device: torch.device,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
-        """The ranks have found each other (`join`)."""
+        """The ranks have found each other (`join`). `rates`: by parameter, its learning rate as a part of what `step`
+        is given; 1 where it is not named."""
+        self._rates, self._group_rates = rates or {}, list[float]()
         self.module, self.stage, self._settings, self._where, self._device = module, stage, settings, where, device
         self._engine: Any = self._initialize(dtype)
 
@@ -56,13 +59,15 @@ class ZeroEngine:
         import deepspeed
 
         learner = self._settings
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1]
-        plain = [p for p in trained if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": learner.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=learner.lr, betas=learner.betas, eps=learner.eps
-        )
+        trained = [(self._rates.get(n, 1.0), p) for n, p in self.module.named_parameters() if p.requires_grad]
+        groups = list[dict[str, Any]]()
+        for rate in dict.fromkeys(rate for rate, _ in trained):
+            mine = [p for other, p in trained if other == rate]
+            decayed, plain = [p for p in mine if p.ndim > 1], [p for p in mine if p.ndim <= 1]
+            parts = ((decayed, learner.weight_decay), (plain, 0.0))
+            new = [{"params": part, "weight_decay": decay, "lr": rate * learner.lr} for part, decay in parts if part]
+            groups, self._group_rates = [*groups, *new], [*self._group_rates, *[rate] * len(new)]
+        optimizer = torch.optim.AdamW(groups, lr=learner.lr, betas=learner.betas, eps=learner.eps)
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # micro-batches are ours: see `accumulate`
@@ -97,11 +102,26 @@ class ZeroEngine:
             loss = loss * math.nan
         self._engine.backward(loss * self._where.num_ranks)  # DeepSpeed averages over ranks; the loss is a sum
 
+    def put_gradient(self, parameters: Sequence[nn.Parameter], gradient: Tensor) -> None:
+        """In the place of `accumulate`, with stage 0: the update's whole gradient of these parameters, one behind the
+        other. Every rank has the same."""
+        assert self.stage == 0, self.stage
+        self._engine.set_gradient_accumulation_boundary(True)
+        parts = gradient.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+    def add_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The tensor, now the sum over all ranks."""
+        if self._where.num_ranks > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
     def step(self, lr: float) -> tuple[float, bool]:
         """Clip and step, or skip when the gradient is not finite. The gradient's global norm; whether it stepped."""
         engine = self._engine
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(engine.optimizer.param_groups, self._group_rates, strict=True):
+            group["lr"] = lr * rate
         if self.stage == 0:  # DeepSpeed does not look for non-finite gradients here, and all ranks hold all of them
             trained = [p for p in self.module.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.clip_grad_norm_(trained, self._settings.max_grad_norm))

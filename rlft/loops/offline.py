@@ -14,6 +14,7 @@ import numpy as np
 from rlft.config import Config
 from rlft.config.derived import learns_from
 from rlft.evaluation.held_out import HeldOut
+from rlft.evaluation.tasks import HeldOutTasks
 from rlft.loops.clock import Clock
 from rlft.loops.learning import refuse_what_is_not_finite
 from rlft.loops.remembered import Reference, TaughtRows
@@ -59,7 +60,7 @@ def train(
     examples: ExampleSource,
     run: Run,
     config: Config,
-    held_out: HeldOut | None = None,
+    held_out: HeldOut | HeldOutTasks | None = None,
     store: RowStore | None = None,
 ) -> None:
     """Train until loop.steps, from where the run's last checkpoint stands. `store` keeps what the teacher says of rows,

@@ -6,6 +6,7 @@ Knows nothing about engines or Ray. A model that cannot be loaded is a UserError
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int
     return lm.eval()
 
 
-def add_adapter(lm: nn.Module, adapter: LoraAdapter, seed: int, task: str = "CAUSAL_LM") -> nn.Module:
-    """Wrap a model so that only adapters train (and with task SEQ_CLS the head). Raises UserError when the target
-    modules match nothing."""
+def add_adapter(
+    lm: nn.Module, adapter: LoraAdapter, seed: int, task: str = "CAUSAL_LM", names: Sequence[str] = ("default",)
+) -> nn.Module:
+    """Wrap a model so that only adapters train (and with task SEQ_CLS the head). `names`: of as many of them, of which
+    the first is in use. Raises UserError when the target modules match nothing."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -50,7 +53,9 @@ def add_adapter(lm: nn.Module, adapter: LoraAdapter, seed: int, task: str = "CAU
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            wrapped = get_peft_model(lm, settings)  # type: ignore[arg-type]
+            wrapped = get_peft_model(lm, settings, names[0])  # type: ignore[arg-type]
+            for name in names[1:]:
+                wrapped.add_adapter(name, settings)
     except ValueError as error:
         leaves = sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if isinstance(m, nn.Linear)})
         raise UserError(

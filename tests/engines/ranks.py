@@ -17,6 +17,8 @@ from rlft.engines.deepspeed import Rendezvous
 from rlft.engines.learner import RankedCritic, RankedLearner, RankedRewardModel
 from rlft.engines.policy_rank import PolicyRank
 from rlft.engines.reward_rank import RewardRank
+from rlft.engines.task_learner import RankedTasks
+from rlft.engines.task_rank import TaskRank
 from rlft.engines.weights import WeightUpdate
 
 PATIENCE_S = 120.0  # a call takes less than a second; starting takes the imports of torch and DeepSpeed
@@ -48,6 +50,12 @@ class Ranks:
         assert config.learner.num_ranks == self.num_ranks
         self._start(RewardRank, config)
         return RankedRewardModel(config, self._call)
+
+    def tasks(self, config: Config) -> RankedTasks:
+        """A fresh model with several heads over all ranks."""
+        assert config.learner.num_ranks == self.num_ranks
+        self._start(TaskRank, config)
+        return RankedTasks(config, self._call)
 
     def _start(self, kind: Any, config: Config) -> None:
         if self.num_ranks == 1:

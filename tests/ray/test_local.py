@@ -119,7 +119,7 @@ def test_learning_from_data_through_actors(task: Path, joined_ray: None, name: s
 
 @pytest.mark.slow
 def test_a_teacher_on_data_through_actors(task: Path, joined_ray: None) -> None:
-    teacher = task / train_here(task, write_config(task, "teacher", GRPO, {"run.seed": 4, "loop.steps": 1})).folder
+    teacher = task / train_here(task, write_config(task, "kd-teacher", GRPO, {"run.seed": 4, "loop.steps": 1})).folder
     changes: dict[str, Any] = {
         "algorithm.type": "kd", "algorithm.teacher_signal": "js", "algorithm.sft_coef": 0.5, "loop.steps": 3,
         "teacher.path": str(teacher / "model"), "loop.save_every": 0,

@@ -325,6 +325,8 @@ def test_an_algorithm_sets_its_keys_and_what_is_given_wins(name):
     changes = {"algorithm.type": name} | ({"rewards.functions": []} if name in FROM_DATA else {})
     if name in ("distill", "kd"):
         changes["teacher.path"] = "some/teacher"
+    if name == "tasks":
+        changes["tasks"] = [{"name": "t", "kind": "sequence_classification", "path": "some/rows"}]
     config = load_config(BASE, changes)
     for key, value in PRESETS[name].items():
         assert getattr(config.algorithm, key) == value
