@@ -157,10 +157,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(folder: Path, *words: str, python: Sequence[str] = ("-m", "rlft")) -> subprocess.Popen[str]:
-    """`python -m rlft WORDS` in `folder`, in a process group of its own."""
+    """`python -m rlft WORDS` in `folder`, in a process group of its own. It hears SIGINT, which a shell lets its
+    background jobs ignore, and the tests may be one."""
     return subprocess.Popen(
         [sys.executable, *python, *words], cwd=folder, env=environment(), text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
