@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlft.config.data import KEYS_OF_ROWS, SourceConfig
 from rlft.config.derived import learns_from
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
 
 NO_CUTTING = "cuts completions, and only sft and kd learn from a part of one; expected error or drop"
-_ROWS = {  # keys by the rows that they are of, as in unused.py
-    "examples": ("completion_column", "document_column", "train_on"),
-    "pairs": ("chosen_column", "rejected_column", "unusable"),
-    "labels": ("completion_column", "label_column"),
+_ROWS = {  # of a source's own keys
+    kind: tuple(key for key in keys if key in SourceConfig.model_fields) for kind, keys in KEYS_OF_ROWS.items()
 }
 
 
@@ -45,7 +44,7 @@ def check_mixture(config: Config, has_dataset: bool = False) -> Iterator[Problem
 def _check_keys(config: Config, i: int) -> Iterator[Problem]:
     source = config.data.mixture[i]
     kind = learns_from(config.algorithm)
-    read = _ROWS.get(kind or "", ())
+    read = _ROWS[kind] if kind else ()
     reads = f"reads {kind}" if kind else "draws completions and does not read them"
     for name in dict.fromkeys(name for names in _ROWS.values() for name in names):
         if name not in read and getattr(source, name) is not None:

@@ -8,6 +8,14 @@ from pydantic import Field
 
 from rlft.config.base import Section
 
+KEYS_OF_ROWS = {  # of the data section, by the rows that they are of (rlft.config.algorithm.FROM_DATA)
+    "examples": ("completion_column", "document_column", "train_on"),
+    "pairs": ("chosen_column", "rejected_column", "unusable"),
+    "labels": ("completion_column", "label_column"),
+    "steps": ("steps_column", "step_labels_column", "step_separator", "label_of"),
+    "tasks": (),
+}
+
 
 class SourceConfig(Section):
     """A source of data.mixture. A key that is left out is as it is under data."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, FromData
 from rlft.config.base import Section
+from rlft.config.data import KEYS_OF_ROWS
 from rlft.config.derived import draws, generator_engine, learns_tasks, uses_reference
 from rlft.config.problems import Problem
 from rlft.config.schema import Config
@@ -23,13 +24,7 @@ _DRAWING = (  # what only drawn samples need
     "evaluation.samples_per_prompt", "evaluation.temperature", "evaluation.pass_threshold",
     "evaluation.metrics", "evaluation.reference_column",
 )  # fmt: skip
-_ROWS = {  # columns, by the rows that they are of
-    "examples": ("data.completion_column", "data.document_column", "data.train_on"),
-    "pairs": ("data.chosen_column", "data.rejected_column", "data.unusable"),
-    "labels": ("data.completion_column", "data.label_column"),
-    "steps": ("data.steps_column", "data.step_labels_column", "data.step_separator", "data.label_of"),
-    "tasks": (),
-}
+_ROWS = {kind: tuple(f"data.{key}" for key in keys) for kind, keys in KEYS_OF_ROWS.items()}
 
 
 def _from_data(name: str, learning: FromData) -> Iterator[Rule]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlft.errors import RunError, UserError
-from rlft.runs.files import is_out_of_space
+from rlft.runs.files import is_out_of_space, whole_lines
 from rlft.samples import Prompt
 
 
@@ -58,25 +57,20 @@ class Answers:
         return self._answers[_key(whose, prompt)]
 
     def _take_over(self, settings: Mapping[str, Any]) -> bool:
-        place = 0
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    os.truncate(self._path, place)
-                    break
-                try:
-                    tree = json.loads(line)
-                    if number == 1:
-                        self._refuse_changed(tree["settings"], settings)
-                    else:
-                        self._answers[tree["whose"], tree["prompt"]] = Answer(tree["text"], tree["cut_off"])
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(
-                        f"{self._path}, line {number} is damaged: {line[:80]!r}. Delete that line (its answer is then "
-                        "drawn again), or give another --out."
-                    ) from None
-                place += len(line)
-        return place > 0
+        number = 0
+        for number, line, _ in whole_lines(self._path):
+            try:
+                tree = json.loads(line)
+                if number == 1:
+                    self._refuse_changed(tree["settings"], settings)
+                else:
+                    self._answers[tree["whose"], tree["prompt"]] = Answer(tree["text"], tree["cut_off"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"{self._path}, line {number} is damaged: {line[:80]!r}. Delete that line (its answer is then "
+                    "drawn again), or give another --out."
+                ) from None
+        return number > 0
 
     def _refuse_changed(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]

@@ -113,3 +113,16 @@ def free_numbered(path: Path, word: str) -> Path:
     while (found := path.with_name(f"{path.stem}.{word}-{n}{path.suffix}")).exists():
         n += 1
     return found
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(number from 1, line, where it begins) of each line of a file that lines are appended to. Half a last line, which a
+    killed process leaves, is cut off."""
+    place = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                os.truncate(path, place)
+                return
+            yield number, line, place
+            place += len(line)

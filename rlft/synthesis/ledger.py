@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlft.errors import RunError, UserError
-from rlft.runs.files import atomic_write, is_out_of_space
+from rlft.runs.files import atomic_write, is_out_of_space, whole_lines
 from rlft.runs.folder import RunLock
 from rlft.synthesis.rows import Outcome, SourceRow
 from rlft.synthesis.usage import Usage
@@ -146,27 +146,22 @@ class Ledger:
     def _take_over(self, settings: dict[str, Any]) -> bool:
         """Read what is there; False when not even the first line is whole."""
         by_id = {row.id: row for row in self._rows}
-        place = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    os.truncate(self.path, place)
-                    break
-                try:
-                    tree = json.loads(line)
-                    if number == 1:
-                        self._refuse_changed(tree["settings"], settings)
-                    else:
-                        self._note(tree, place)
-                        self._refuse_other_data(tree, by_id)
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    raise UserError(
-                        f"{self.path}, line {number} is damaged: {line[:80]!r}. Delete that line (its row is then done "
-                        "again), or give another --out."
-                    ) from None
-                place += len(line)
+        number = 0
+        for number, line, place in whole_lines(self.path):
+            try:
+                tree = json.loads(line)
+                if number == 1:
+                    self._refuse_changed(tree["settings"], settings)
+                else:
+                    self._note(tree, place)
+                    self._refuse_other_data(tree, by_id)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(
+                    f"{self.path}, line {number} is damaged: {line[:80]!r}. Delete that line (its row is then done "
+                    "again), or give another --out."
+                ) from None
         self.num_resumed = sum(not entry.failed for entry in self._entries.values())
-        return place > 0
+        return number > 0
 
     def _refuse_changed(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         changes = [

@@ -13,13 +13,12 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.bench.process import ROOT, result_of
+
 JUST_THE_PROMPT = "{{ messages[-1]['content'] }}"  # chat template of a teacher that was trained on text
 
 
@@ -94,13 +93,9 @@ def main() -> None:
             print("RESULT " + json.dumps(one(a, a.seeds[0], Path(folder))))
         return
     for seed in a.seeds:
-        command = [sys.executable, "-m", "tests.bench.distill", "--here", "--seeds", str(seed), "--steps", str(a.steps)]
-        command += ["--prompts", str(a.prompts), "--threads", str(a.threads), "--assets", a.assets]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
-        results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not results:
-            sys.exit(f"seed {seed}: no result\n{done.stdout}\n{done.stderr}")
-        print(results[-1], flush=True)
+        words = ["--here", "--seeds", str(seed), "--steps", str(a.steps)]
+        words += ["--prompts", str(a.prompts), "--threads", str(a.threads), "--assets", a.assets]
+        print(json.dumps(result_of("tests.bench.distill", words, f"seed {seed}")), flush=True)
 
 
 if __name__ == "__main__":

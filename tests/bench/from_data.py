@@ -17,13 +17,12 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.bench.process import ROOT, result_of
+
 PAIRS = {"start": "sft30", "rows": "pairs", "steps": 100, "size": 64, "lr": 1e-4}
 RUNS: dict[str, dict[str, Any]] = {
     "sft": {"start": "init", "rows": "train", "steps": 400, "size": 128, "lr": 1e-3},
@@ -163,13 +162,9 @@ def main() -> None:
     rows = []
     for name in a.only:
         for seed in a.seeds:
-            command = [sys.executable, "-m", "tests.bench.from_data", "--here", "--only", name, "--seeds", str(seed)]
-            command += ["--steps", str(a.steps), "--threads", str(a.threads), "--assets", a.assets, "--set", *a.set]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
-            results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-            if not results:
-                sys.exit(f"{name}, seed {seed}: no result\n{done.stdout}\n{done.stderr}")
-            rows.append(json.loads(results[-1]))
+            words = ["--here", "--only", name, "--seeds", str(seed)]
+            words += ["--steps", str(a.steps), "--threads", str(a.threads), "--assets", a.assets, "--set", *a.set]
+            rows.append(result_of("tests.bench.from_data", words, f"{name}, seed {seed}"))
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 

@@ -14,13 +14,11 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.bench.process import ROOT, result_of
 
 
 def base(a: argparse.Namespace, folder: Path, name: str, model: str, seed: int) -> dict[str, Any]:
@@ -128,8 +126,8 @@ def main() -> None:
             print("RESULT " + json.dumps(one(a, a.seeds[0], Path(folder))))
         return
     for seed in a.seeds:
-        command = [sys.executable, "-m", "tests.bench.rlhf", "--here", "--seeds", str(seed), "--steps", str(a.steps)]
-        command += [
+        words = ["--here", "--seeds", str(seed), "--steps", str(a.steps)]
+        words += [
             "--sft-steps",
             str(a.sft_steps),
             "--kl",
@@ -139,11 +137,8 @@ def main() -> None:
             "--threads",
             str(a.threads),
         ]
-        done = subprocess.run([*command, "--assets", a.assets], cwd=ROOT, capture_output=True, text=True, timeout=3600)
-        results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not results:
-            sys.exit(f"seed {seed}: no result\n{done.stdout}\n{done.stderr}")
-        print(results[-1], flush=True)
+        words += ["--assets", a.assets]
+        print(json.dumps(result_of("tests.bench.rlhf", words, f"seed {seed}")), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def test_keys_that_mean_nothing(changes: dict[str, Any], words: list[str]) -> No
 
 
 def test_keys_that_count() -> None:
-    load_config({}, STEPS | {"algorithm.loss_average": "sequence", "data.step_separator": "\n\n"})
+    config = load_config({}, STEPS | {"algorithm.loss_average": "sequence", "data.step_separator": "\n\n"})
+    assert (config.algorithm.loss_average, config.data.step_separator) == ("sequence", "\n\n")
 
 
 def test_held_out_rows_are_measured_at_every_step(tmp_path: Path, folder: Path, tokenizer: Any) -> None:
