@@ -8,16 +8,16 @@ from typing import Any
 
 from rewards.combine import RewardSet
 from rlft.config import Config
-from rlft.config.derived import learner_kind, uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import learner_kind, reference_in_learner, starts_scorer, uses_critic, uses_teacher
 from rlft.engines.build import make_generator, make_scorer
-from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel
+from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel, ReferenceInLearner
 from rlft.engines.task_learner import RankedTasks
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
 from rlft.environments.worker import ThreadRunner
 from rlft.loops.offline import OfflineRoles
 from rlft.loops.on_policy import Roles
-from rlft.roles import Generator
+from rlft.roles import Generator, Scorer
 from rlft.samples import Group
 
 
@@ -84,11 +84,12 @@ def generator(config: Config, environment: BoundEnvironment | None) -> Iterator[
 def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnvironment | None = None) -> Iterator[Roles]:
     """All roles of an on-policy run."""
     with generator(config, environment) as drawing:
+        learns = learner(config)
         yield Roles(
             generator=drawing,
             rewarder=InlineRewarder(rewards),
-            learner=learner(config),
-            scorer=make_scorer(config, _device(config.scorer.gpus)) if uses_reference(config) else None,
+            learner=learns,
+            scorer=_reference(config, learns),
             teacher=make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None,
             critic=critic(config) if uses_critic(config) else None,
             background=False,
@@ -97,10 +98,16 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
 
 def offline_roles(config: Config) -> OfflineRoles:
     """All roles of a run that learns from data."""
-    learns: Any = {"learner": learner, "reward_model": reward_model, "tasks": tasks}[learner_kind(config)]
-    scorer = make_scorer(config, _device(config.scorer.gpus)) if uses_reference(config) else None
+    make: Any = {"learner": learner, "reward_model": reward_model, "tasks": tasks}[learner_kind(config)]
+    learns = make(config)
     teacher = make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None
-    return OfflineRoles(learns(config), scorer, teacher)
+    return OfflineRoles(learns, _reference(config, learns), teacher)
+
+
+def _reference(config: Config, learns: Any) -> Scorer | None:
+    if reference_in_learner(config):
+        return ReferenceInLearner(learns)
+    return make_scorer(config, _device(config.scorer.gpus)) if starts_scorer(config) else None
 
 
 def _device(gpus: float) -> str:

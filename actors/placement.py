@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.process import ENVIRONMENT
 from rlft.config import Config
 from rlft.config.base import Actors
-from rlft.config.derived import draws, uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import draws, starts_scorer, uses_critic, uses_teacher
 from rlft.config.roles import TrainedConfig
 from rlft.errors import UserError
 
@@ -43,7 +43,7 @@ class Seat:
 def seats(config: Config) -> dict[str, list[Seat]]:
     """The seats of each role."""
     roles: dict[str, tuple[Actors | TrainedConfig, int]] = {"learner": (config.learner, config.learner.num_ranks)}
-    if uses_reference(config):
+    if starts_scorer(config):
         roles["scorer"] = (config.scorer, config.scorer.num_actors)
     if uses_teacher(config):
         roles["teacher"] = (config.teacher, config.teacher.num_actors)

@@ -19,8 +19,8 @@ from actors.scorer import ScorerActor, ScorerGroup
 from actors.supervisor import deaths_named, get_all
 from rewards.combine import RewardSet
 from rlft.config import Config
-from rlft.config.derived import learner_kind, weight_transport
-from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel
+from rlft.config.derived import learner_kind, reference_in_learner, weight_transport
+from rlft.engines.learner import Call, RankedCritic, RankedLearner, RankedRewardModel, ReferenceInLearner
 from rlft.engines.task_learner import RankedTasks
 from rlft.environments.build import make_episodes
 from rlft.environments.load import BoundEnvironment
@@ -75,9 +75,11 @@ def offline_roles(config: Config) -> Iterator[OfflineRoles]:
         limit = config.cluster.start_timeout_s
         ready = get_all([actor.ready.remote() for actor in everyone], all_names, "starting", limit)
         limit = config.cluster.stage_timeout_s
+        learner: Any = TRAINED[kind](config, call)
+        reference = ReferenceInLearner(learner) if reference_in_learner(config) else None
         yield OfflineRoles(
-            learner=TRAINED[kind](config, call),
-            scorer=ScorerGroup(scorers, names, limit) if scorers else None,
+            learner=learner,
+            scorer=ScorerGroup(scorers, names, limit) if scorers else reference,
             teacher=ScorerGroup(teachers, teacher_names, limit, "teacher") if teachers else None,
             places=places | dict(zip(all_names, ready, strict=True)),
         )
@@ -106,14 +108,16 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
         generator: Any = GeneratorGroup(generators, generator_names, limit)
         if environment is not None:
             generator = make_episodes(config, environment, generator, ActorRunner(environments, environment_names))
+        learner = RankedLearner(config, call)
+        reference = ReferenceInLearner(learner) if reference_in_learner(config) else None
         try:
             yield Roles(
                 generator=generator,
                 rewarder=RewarderGroup(workers, worker_names, limit),
-                learner=RankedLearner(config, call),
+                learner=learner,
                 critic=critic,
                 teacher=ScorerGroup(teachers, teacher_names, limit, "teacher") if teachers else None,
-                scorer=ScorerGroup(scorers, scorer_names, limit) if scorers else None,
+                scorer=ScorerGroup(scorers, scorer_names, limit) if scorers else reference,
                 background=True,
                 places=places | dict(zip(names, ready, strict=True)),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from rlft.config.adapters import KINDS
 from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, Correction
 from rlft.config.roles import TrainedConfig
 from rlft.config.schema import Config
@@ -83,6 +84,17 @@ def uses_reference(config: Config) -> bool:
     return algorithm.preference_reference if compares(algorithm) else algorithm.kl_coef > 0
 
 
+def reference_in_learner(config: Config) -> bool:
+    """Whether the reference is the learner's model with its adapter off, so that no scorer is needed."""
+    adapter = config.model.adapter
+    return adapter is not None and KINDS[adapter.type].reference and uses_reference(config)
+
+
+def starts_scorer(config: Config) -> bool:
+    """Whether the reference is a model of its own."""
+    return uses_reference(config) and not reference_in_learner(config)
+
+
 def uses_teacher(config: Config) -> bool:
     """Whether a teacher is started."""
     learns = learns_from(config.algorithm) in (None, "examples")
@@ -120,6 +132,22 @@ def generator_engine(config: Config) -> str:
     if config.generator.engine != "auto":
         return config.generator.engine
     return "vllm" if config.generator.gpus > 0 and find_spec("vllm") is not None else "transformers"
+
+
+def serving(config: Config) -> str:
+    """What generators are sent after the first time: `full` weights, the `adapter`, or the weights that it changes,
+    `merged`, where vLLM does not know this kind of adapter."""
+    adapter = config.model.adapter
+    if adapter is None:
+        return "full"
+    return "merged" if generator_engine(config) == "vllm" and KINDS[adapter.type].served == "merged" else "adapter"
+
+
+def adapter_budget_end(config: Config) -> int:
+    """For adalora: the step from which ranks are no longer taken away."""
+    adapter = config.model.adapter
+    assert adapter is not None
+    return adapter.budget_end or max(1, config.loop.steps * 2 // 3)
 
 
 def window(config: Config, model_window: int) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from rlft.config.adapters import AdapterConfig
 from rlft.config.base import Section
 
 
@@ -28,21 +29,6 @@ class TinyModel(Section):
     """The model's window, prompt and completion together, in tokens."""
 
 
-class LoraAdapter(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft. Only the adapters train and travel."""
-
-    type: Literal["lora"] = "lora"
-    """The kind of adapter."""
-    rank: int = Field(default=16, ge=1)
-    """Rank of each update."""
-    alpha: float = Field(default=32.0, gt=0)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input while training."""
-    target_modules: str | list[str] = "all-linear"
-    """Names of the linear layers that get an adapter, or "all-linear"."""
-
-
 class ModelConfig(Section):
     """model: what is trained. Give either `path` or `tiny`."""
 
@@ -52,7 +38,7 @@ class ModelConfig(Section):
     """Make a small model with random weights instead."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in every role. With bfloat16 the learner keeps float32 master weights."""
-    adapter: LoraAdapter | None = None
+    adapter: AdapterConfig | None = None
     """Train an adapter instead of the full weights."""
     chat_template: str | None = None
     """A file with a Jinja chat template, used instead of the tokenizer's own."""

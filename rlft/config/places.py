@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlft.config.derived import draws, uses_critic, uses_reference, uses_teacher
+from rlft.config.derived import draws, starts_scorer, uses_critic, uses_teacher
 from rlft.config.problems import Problem, near_files
 from rlft.config.schema import Config
 
@@ -75,7 +75,7 @@ def _gpus_by_role(config: Config) -> dict[str, float]:
     """GPUs of the roles that will be started, by key."""
     learner, generator, rewards, scorer = config.learner, config.generator, config.rewards, config.scorer
     wanted = {"learner.gpus": learner.num_ranks * learner.gpus}
-    if uses_reference(config):
+    if starts_scorer(config):
         wanted["scorer.gpus"] = scorer.num_actors * scorer.gpus
     if uses_teacher(config):
         wanted["teacher.gpus"] = config.teacher.num_actors * config.teacher.gpus

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, FromData
 from rlft.config.base import Section
+from rlft.config.checks_adapters import ADAPTER_RULES
 from rlft.config.data import KEYS_OF_ROWS
 from rlft.config.derived import draws, generator_engine, learns_tasks, uses_reference
 from rlft.config.problems import Problem
@@ -62,6 +63,7 @@ RULES = (
         ("data.mixture_temperature",),
         "data.mixture is empty, so nothing is mixed",
     ),
+    *ADAPTER_RULES,
     *ALGORITHM_RULES,
     Rule(
         lambda config: config.evaluation.path is None and not learns_tasks(config),

@@ -153,33 +153,44 @@ class ZeroEngine:
             with deepspeed.zero.GatheredParameters([parameters[n] for n in bucket]):
                 yield from ((name, parameters[name].detach().clone()) for name in bucket)
 
+    def whole(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
+        """Inside it these parameters are whole on every rank; all ranks enter it together."""
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters))
+
     def write_pretrained(self, model: Any, names: Sequence[str], folder: Path) -> None:
         """`model`, the transformers or peft model inside the module, as Hugging Face's files into `folder`; `names` of
         the parameters that it keeps there. All ranks take part in gathering them, rank 0 writes."""
-        tensors = self.gathered(dict(model.named_parameters()), names)
+        parameters = dict(model.named_parameters())
+        tensors = self.gathered(parameters, names)
         if self._where.rank == 0:
-            model.save_pretrained(folder, state_dict=None if self.stage < 3 else dict(tensors))
+            buffers = {name: t for name, t in model.state_dict().items() if name not in parameters}
+            model.save_pretrained(folder, state_dict=None if self.stage < 3 else dict(tensors) | buffers)
         else:
             deque(tensors, maxlen=0)
 
-    def save(self, folder: Path) -> None:
-        """DeepSpeed's and random state into `folder`."""
+    def save(self, folder: Path, also: Mapping[str, Any] | None = None) -> None:
+        """DeepSpeed's and random state into `folder`, and what else a rank must remember (tensors and builtins)."""
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
             self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        rng = {"cpu": torch.get_rng_state()}
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()} | ({"also": dict(also)} if also else {})
         if self._device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self._device)
         torch.save(rng, folder / f"rng-{self._where.rank}.pt")
 
-    def restore(self, folder: Path) -> None:
-        """Back to what `save` wrote."""
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Back to what `save` wrote; gives what else was to be remembered."""
         with quiet():
             self._engine.load_checkpoint(str(folder), tag=_TAG)
         rng = torch.load(folder / f"rng-{self._where.rank}.pt", weights_only=True)
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and self._device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self._device)
+        return rng.get("also", {})
 
 
 def _buckets(sizes: Sequence[tuple[str, int]]) -> Iterator[list[str]]:

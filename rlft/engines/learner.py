@@ -83,6 +83,10 @@ class RankedLearner:
         """See rlft.roles.Learner."""
         return self._ranks.score("logprobs", groups)
 
+    def reference_logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """Log-probs of trained tokens under the model without its adapter."""
+        return self._ranks.score("reference_logprobs", groups)
+
     def entropies(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         """See rlft.roles.Learner."""
         return self._ranks.score("entropies", groups)
@@ -124,6 +128,28 @@ class RankedLearner:
     def restore(self, folder: Path) -> None:
         """See rlft.roles.Learner."""
         self._call("restore", self._same(folder))
+
+
+class ReferenceInLearner:
+    """See rlft.roles.Scorer: the policy that training started from is the learner's model with its adapter off, so
+    there is no second copy of it. It does not change, and needs nothing in a checkpoint."""
+
+    def __init__(self, learner: RankedLearner) -> None:
+        self._learner = learner
+
+    def logprobs(self, groups: Sequence[Group]) -> list[list[np.ndarray]]:
+        """See rlft.roles.Scorer."""
+        return self._learner.reference_logprobs(groups)
+
+    def load(self, update: WeightUpdate) -> None:
+        """See rlft.roles.Scorer."""
+        raise AssertionError("checked with the configuration: algorithm.reference_every is 0 with an adapter")
+
+    def save(self, folder: Path) -> None:
+        """See rlft.roles.Scorer."""
+
+    def restore(self, folder: Path) -> None:
+        """See rlft.roles.Scorer."""
 
 
 class RankedCritic:

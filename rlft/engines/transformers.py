@@ -20,7 +20,8 @@ from rlft.engines.transport import Channel, ChannelSeat, arriving
 from rlft.engines.turns import Turns
 from rlft.engines.weights import WeightUpdate, load_weights
 from rlft.errors import WeightSyncError
-from rlft.models.load import load_model, trainable_names
+from rlft.models.adapters.attach import own_names
+from rlft.models.load import load_model
 from rlft.models.policy import Policy
 from rlft.samples import FinishReason, Group, Prompt, Sample, SamplingParams
 
@@ -40,7 +41,7 @@ class TransformersGenerator:
         self.policy = Policy(load_model(model, device), chunk=2048).eval()
         self._lm = self.policy.model
         self._parameters = dict(self._lm.named_parameters())
-        self._trainable = trainable_names(self._lm)
+        self._trainable = own_names(self._lm)
         self._end = end_tokens(str(model.path), tokenizer)
         self._turns = Turns()  # whoever uses or changes the model or what follows holds the turn
         self.version: int | None = None  # None: not provably on any version, or a load is under way

@@ -5,21 +5,20 @@ Knows nothing about engines or Ray. A model that cannot be loaded is a UserError
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rlft.config.model import LoraAdapter, ModelConfig
+from rlft.config.model import ModelConfig
 from rlft.errors import UserError
+from rlft.models.adapters.attach import add_adapter
 
 
-def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0) -> nn.Module:
+def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0, steps: int = 0) -> nn.Module:
     """The causal language model at `model.path`, with its adapter around it if one is configured (fresh weights drawn
-    from `seed`), in `model.dtype` on `device`, in eval mode."""
+    from `seed`; for adapters with a schedule, that of a run of `steps`), in `model.dtype` on `device`, in eval mode."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -32,54 +31,18 @@ def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int
         raise UserError(cannot_load(model.path, error)) from error
     lm.to(device)
     if model.adapter is not None:
-        lm = add_adapter(lm, model.adapter, seed)
+        lm = add_adapter(lm, model.adapter, seed, steps=steps)
     return lm.eval()
-
-
-def add_adapter(
-    lm: nn.Module, adapter: LoraAdapter, seed: int, task: str = "CAUSAL_LM", names: Sequence[str] = ("default",)
-) -> nn.Module:
-    """Wrap a model so that only adapters train (and with task SEQ_CLS the head). `names`: of as many of them, of which
-    the first is in use. Raises UserError when the target modules match nothing."""
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # peft divides, so any number works
-        lora_dropout=adapter.dropout, target_modules=adapter.target_modules,
-        task_type=task,
-    )  # type: ignore[arg-type]  # fmt: skip
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            wrapped = get_peft_model(lm, settings, names[0])  # type: ignore[arg-type]
-            for name in names[1:]:
-                wrapped.add_adapter(name, settings)
-    except ValueError as error:
-        leaves = sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if isinstance(m, nn.Linear)})
-        raise UserError(
-            f"model.adapter.target_modules: {adapter.target_modules!r} fits no module of this model. Its linear layers "
-            f"are named: {', '.join(leaves)}. Use some of these, or all-linear. ({error})"
-        ) from error
-    finally:
-        torch.set_rng_state(state)
-    base_dtype = next(lm.parameters()).dtype
-    for parameter in wrapped.parameters():  # peft makes adapters float32; every role holds them in the model's type
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(base_dtype)
-    return wrapped
 
 
 def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device | str = "cpu") -> nn.Module:
     """What a run saved in `checkpoint`: full weights, or its adapter on the base that `model` names."""
     if model.adapter is None:
         return load_model(model.model_copy(update={"path": str(checkpoint), "tiny": None}), device)
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import PeftModel
 
-    lm = load_model(model, device)
-    set_peft_model_state_dict(lm, load_peft_weights(str(checkpoint), device=str(device)))
-    return lm
+    lm: Any = load_model(model.model_copy(update={"adapter": None}), device)
+    return PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
 
 
 def window(path: str) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from rlft.batch import Pack
 from rlft.config.model import ModelConfig
 from rlft.errors import UserError
-from rlft.models.load import add_adapter, cannot_load
+from rlft.models.adapters.attach import add_adapter
+from rlft.models.load import cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
 
 

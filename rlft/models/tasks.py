@@ -18,7 +18,8 @@ from rlft.batch import Pack
 from rlft.config.model import ModelConfig
 from rlft.config.tasks import TaskConfig
 from rlft.errors import UserError
-from rlft.models.load import add_adapter, cannot_load
+from rlft.models.adapters.attach import add_adapter
+from rlft.models.load import cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
 from rlft.models.reward import base_of
 from rlft.models.reward import is_adapter as is_adapter_folder

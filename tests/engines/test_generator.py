@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlft.config.model import LoraAdapter, ModelConfig
+from rlft.config.adapters import AdapterConfig
+from rlft.config.model import ModelConfig
 from rlft.engines.transformers import TransformersGenerator
 from rlft.engines.weights import WeightUpdate, pack_weights
 from rlft.errors import WeightSyncError
@@ -285,7 +286,7 @@ def test_a_failed_load_leaves_the_generator_serving_nothing(tiny_folder, tokeniz
 
 
 def test_adapters_alone_are_enough_once_the_rest_is_verified(tiny_folder, tokenizer):
-    made = make_generator(tiny_folder, tokenizer, adapter=LoraAdapter(rank=2))
+    made = make_generator(tiny_folder, tokenizer, adapter=AdapterConfig(rank=2))
     parameters = dict(made.policy.model.named_parameters())
     adapters = [n for n, p in parameters.items() if p.requires_grad]
     assert adapters

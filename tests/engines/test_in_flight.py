@@ -20,7 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlft.batch import make_pack, unpack
-from rlft.config.model import LoraAdapter, ModelConfig
+from rlft.config.adapters import AdapterConfig
+from rlft.config.model import ModelConfig
 from rlft.engines import decoding
 from rlft.engines.transformers import TransformersGenerator
 from rlft.engines.weights import WeightUpdate, pack_weights
@@ -230,7 +231,7 @@ def test_a_load_of_the_same_version_counts_too(world):
 
 def test_adapters_change_in_flight(world):
     """An update that brings adapters only; a second generator scores under each version."""
-    made, scorer = (world.generator(None, adapter=LoraAdapter(rank=2)) for _ in range(2))
+    made, scorer = (world.generator(None, adapter=AdapterConfig(rank=2)) for _ in range(2))
     named = dict(made.policy.model.named_parameters())
     adapters = [n for n, p in named.items() if p.requires_grad]
     random = torch.Generator().manual_seed(0)

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlft.config import Config
-from rlft.config.derived import shares_gpus
+from rlft.config.adapters import lora_scale
+from rlft.config.derived import serving, shares_gpus
 from rlft.data.tokenizer import end_tokens, load_tokenizer
 from rlft.engines.transport import ChannelSeat
 from rlft.engines.vllm import handover, settings
@@ -237,7 +238,7 @@ class VllmGenerator:
         """See rlft.roles.Generator. Weights that the next update will bring are dropped, others go to the CPU's memory;
         without a GPU there is nothing to give up."""
         if self._sleeps:
-            level = 1 if self._config.model.adapter is not None else 2
+            level = 2 if serving(self._config) == "full" else 1
             self._wait(self._engine.sleep(level=level), self._timeout_s, "going to sleep")
             self._asleep = True
 
@@ -310,9 +311,7 @@ class VllmGenerator:
     async def _take_over(self, update: WeightUpdate) -> Any:
         """Load and verify; gives the adapter to serve, if the model has one."""
         plain = [e for e in update.entries if not any(mark in e.name for mark in _ADAPTER_MARKS)]
-        adapter = {e.name: e.name.replace(".default.", ".") for e in update.entries if e not in plain} if (
-            self._config.model.adapter is not None
-        ) else {}  # fmt: skip
+        adapter = {e.name: e.name.replace(".default.", ".") for e in update.entries if e not in plain}
         request = self._adapter
         with handover.shared_folder(update.num_bytes) as folder:
             if plain:
@@ -337,7 +336,7 @@ class VllmGenerator:
         if self._adapter is not None:
             await self._engine.remove_lora(self._adapter.lora_int_id)
         await self._engine.add_lora(request)
-        scale = settings_.alpha / settings_.rank
+        scale = lora_scale(settings_)
         checks = await self._engine.collective_rpc("rlft_check_adapter", args=(number, str(folder), scale))
         self._insist(update, checks)
         return request

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from rlft.config.model import LoraAdapter
+from rlft.config.adapters import AdapterConfig
 from rlft.engines.weights import TensorEntry, WeightUpdate, as_tensor
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -69,7 +69,7 @@ def read_update(folder: Path) -> WeightUpdate:
     return replace(update, buckets=tuple(arrays))
 
 
-def write_adapter(folder: Path, update: WeightUpdate, names: Mapping[str, str], adapter: LoraAdapter) -> None:
+def write_adapter(folder: Path, update: WeightUpdate, names: Mapping[str, str], adapter: AdapterConfig) -> None:
     """An adapter as PEFT saves it, for vLLM to load. `names`: its tensors, and what they are called on disk."""
     folder.mkdir(parents=True)
     tensors = {}
@@ -81,6 +81,6 @@ def write_adapter(folder: Path, update: WeightUpdate, names: Mapping[str, str], 
     modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tensors})
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": adapter.rank, "lora_alpha": adapter.alpha,
-        "target_modules": modules, "bias": "none",
+        "target_modules": modules, "bias": "none", "use_rslora": adapter.rank_stabilized,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(settings))

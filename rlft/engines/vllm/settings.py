@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlft.config import Config
-from rlft.config.derived import shares_gpus
-from rlft.config.model import LoraAdapter
+from rlft.config.adapters import AdapterConfig
+from rlft.config.derived import serving, shares_gpus
 from rlft.errors import UserError
 from rlft.models.load import window
 from rlft.samples import SamplingParams
@@ -85,7 +85,7 @@ def engine_arguments(config: Config, device: str, num_gpus: float) -> dict[str, 
     if device == "cpu":  # there a prompt cut into chunks fails with seeds ("CPU Generator does not use offset")
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, window(str(model.path)))}
         arguments["block_size"] = 32  # the least; of 128, the default there, few prompts would fill one to be shared
-    if model.adapter is not None:
+    if model.adapter is not None and serving(config) == "adapter":
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(model.adapter)}
     return arguments | _users(generator.engine_args, device)
 
@@ -117,7 +117,7 @@ def _users(given: Mapping[str, Any], device: str) -> dict[str, Any]:
     return dict(given)
 
 
-def _lora_rank(adapter: LoraAdapter) -> int:
+def _lora_rank(adapter: AdapterConfig) -> int:
     fitting = [rank for rank in _LORA_RANKS if rank >= adapter.rank]
     if not fitting:
         raise UserError(f"model.adapter.rank: {adapter.rank} is more than vLLM serves; at most {_LORA_RANKS[-1]}")

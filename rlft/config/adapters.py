@@ -1,0 +1,79 @@
+"""model.adapter: what is trained instead of the full weights, and what each kind can do.
+
+What a kind can do is stated once, in KINDS, and each cell is held by a test (tests/engines/test_adapters.py). How a
+kind is built is in rlft.models.adapters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from rlft.config.base import Section
+
+
+class AdapterConfig(Section):
+    """model.adapter: train this instead of the full weights. Only what trains travels and is saved."""
+
+    type: Literal[
+        "lora", "dora", "pissa", "lora_plus", "lora_fa", "adalora", "vera", "ia3", "ln_tuning",
+    ] = "lora"  # fmt: skip
+    """The kind of adapter. docs/adapters.md says what each can do."""
+    rank: int = Field(default=16, ge=1)
+    """Rank of each update. For adalora the average rank that is left at the end."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank, or with rank_stabilized by alpha / sqrt(rank)."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732), so that high ranks learn as fast as low."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input while training."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter, or "all-linear"."""
+    lr_ratio: float = Field(default=16.0, ge=1)
+    """For lora_plus: the learning rate of the B matrices is so many times that of the A matrices."""
+    initial_rank: int | None = Field(default=None, ge=1)
+    """For adalora: rank of each update at the beginning. Empty: one and a half times rank."""
+    budget_start: int = Field(default=0, ge=0)
+    """For adalora: after so many steps ranks begin to be taken away."""
+    budget_end: int | None = Field(default=None, ge=1)
+    """For adalora: step at which the average rank is `rank` and stays so. Empty: two thirds of loop.steps."""
+    budget_every: int = Field(default=1, ge=1)
+    """For adalora: steps between two decisions on which ranks are taken away."""
+    orthogonality: float = Field(default=0.5, ge=0)
+    """For adalora: weight of the penalty that keeps its factors orthogonal."""
+
+
+class AdapterKind(NamedTuple):
+    """What a kind of adapter has and can do."""
+
+    keys: tuple[str, ...]  # of AdapterConfig, besides type and target_modules, that mean something
+    source: str
+    served: Literal["adapter", "merged"] | None  # how vLLM gets it; None: it cannot
+    merges: bool = True  # into weights that are then a plain model
+    zero: int = 3  # highest ZeRO stage
+    quantized: bool = True  # the base may be quantized
+    reference: bool = True  # with the adapter off it is the model that training began from
+    targeted: bool = True  # target_modules says where it is
+
+
+_LORA = ("rank", "alpha", "rank_stabilized", "dropout")
+KINDS: dict[str, AdapterKind] = {
+    "lora": AdapterKind(_LORA, "Hu et al. 2021, arXiv:2106.09685", "adapter"),
+    "dora": AdapterKind(_LORA, "Liu et al. 2024, arXiv:2402.09353", "merged"),
+    "pissa": AdapterKind(_LORA, "Meng et al. 2024, arXiv:2404.02948", "adapter", reference=False, quantized=False),
+    "lora_plus": AdapterKind((*_LORA, "lr_ratio"), "Hayou et al. 2024, arXiv:2402.12354", "adapter"),
+    "lora_fa": AdapterKind(_LORA, "Zhang et al. 2023, arXiv:2308.03303", "adapter"),
+    "adalora": AdapterKind(
+        ("rank", "alpha", "dropout", "initial_rank", "budget_start", "budget_end", "budget_every", "orthogonality"),
+        "Zhang et al. 2023, arXiv:2303.10512", "merged", zero=0,
+    ),
+    "vera": AdapterKind(("rank", "dropout"), "Kopiczko et al. 2023, arXiv:2310.11454", "merged"),
+    "ia3": AdapterKind((), "Liu et al. 2022, arXiv:2205.05638", "merged", targeted=False),
+    "ln_tuning": AdapterKind((), "Zhao et al. 2023, arXiv:2312.11420", "merged", targeted=False),
+}  # fmt: skip
+
+
+def lora_scale(adapter: AdapterConfig) -> float:
+    """What the product of LoRA's matrices is multiplied by."""
+    return adapter.alpha / (adapter.rank**0.5 if adapter.rank_stabilized else adapter.rank)

@@ -1,0 +1,81 @@
+"""What must hold between model.adapter and the other keys, and which of its keys have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rlft.config.adapters import KINDS, AdapterConfig
+from rlft.config.derived import (
+    adapter_budget_end,
+    draws,
+    generator_engine,
+    learns_tasks,
+    makes_reward_model,
+    reference_in_learner,
+    zero_stage,
+)
+from rlft.config.problems import Problem
+from rlft.config.schema import Config
+from rlft.config.unused_algorithm import Rule
+
+_SPECIAL = ("adalora", "lora_plus")  # need more in an update than a gradient
+_FOR_TASKS = ("lora", "dora")  # of which a model can hold several beside each other
+
+
+def _unused(name: str) -> Rule:
+    kind = KINDS[name]
+    known = {"type", *kind.keys, *(["target_modules"] if kind.targeted else [])}
+    keys = tuple(f"model.adapter.{key}" for key in AdapterConfig.model_fields if key not in known)
+    has = ", ".join(key for key in AdapterConfig.model_fields if key in known and key != "type") or "no keys"
+    return Rule(
+        lambda config: config.model.adapter is not None and config.model.adapter.type == name,
+        keys, f"model.adapter.type is {name}, which has {has}",
+    )  # fmt: skip
+
+
+ADAPTER_RULES = (
+    *(_unused(name) for name in KINDS),
+    Rule(reference_in_learner, ("scorer.*",), "the reference is the learner's model with its adapter off"),
+)
+
+
+def check_adapter(config: Config, given: Any) -> Iterator[Problem]:
+    """What this kind of adapter can do, and what it is asked for."""
+    adapter = config.model.adapter
+    if adapter is None or given.purpose != "train":
+        return
+    kind, name = KINDS[adapter.type], adapter.type
+    if draws(config) and generator_engine(config) == "vllm" and kind.served is None:
+        yield Problem("model.adapter.type", f"{name} cannot be served by vLLM; expected generator.engine transformers")
+    if makes_reward_model(config) and name in _SPECIAL:
+        yield Problem("model.adapter.type", f"{name} is not there for reward models; expected lora, dora or another")
+    if learns_tasks(config) and name not in _FOR_TASKS:
+        yield Problem("model.adapter.type", f"{name} is not there for tasks; expected {' or '.join(_FOR_TASKS)}")
+    stage = zero_stage(config.learner, config.model.dtype)
+    if stage > kind.zero and config.learner.zero_stage is None:
+        why = "several ranks" if config.model.dtype == "float32" else f"model.dtype {config.model.dtype}"
+        yield Problem(
+            "model.adapter.type",
+            f"{name} works with learner.zero_stage {kind.zero}, but {why} would make it {stage}; set "
+            f"learner.zero_stage {kind.zero}{'' if config.model.dtype == 'float32' else ' and model.dtype float32'}",
+        )
+    elif stage > kind.zero:
+        yield Problem("learner.zero_stage", f"{stage}, but model.adapter.type {name} works with {kind.zero} at most")
+    if name == "adalora":
+        yield from _check_budget(config, adapter)
+
+
+def _check_budget(config: Config, adapter: AdapterConfig) -> Iterator[Problem]:
+    end, steps = adapter_budget_end(config), config.loop.steps
+    if adapter.initial_rank is not None and adapter.initial_rank < adapter.rank:
+        yield Problem(
+            "model.adapter.initial_rank",
+            f"{adapter.initial_rank} is less than model.adapter.rank {adapter.rank}, to which ranks are reduced",
+        )
+    if not adapter.budget_start < end <= steps:
+        yield Problem(
+            "model.adapter.budget_end" if adapter.budget_end else "model.adapter.budget_start",
+            f"ranks would be taken away from step {adapter.budget_start} to step {end} of loop.steps {steps}; expected "
+            "budget_start below budget_end, and that within the run",
+        )

@@ -1,0 +1,176 @@
+"""Putting an adapter around a model. The table of how each kind is built is here.
+
+Knows nothing about losses, engines or Ray. What each kind can do is in rlft.config.adapters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlft.config.adapters import AdapterConfig
+from rlft.errors import UserError
+
+_VERA_KEY = 0  # of the random projections that all layers share; the same in every process
+
+
+def add_adapter(
+    lm: nn.Module, adapter: AdapterConfig, seed: int, task: str = "CAUSAL_LM", names: Sequence[str] = ("default",),
+    steps: int = 0, dtype: torch.dtype | None = None,
+) -> nn.Module:  # fmt: skip
+    """Wrap a model so that only adapters train (and with task SEQ_CLS the head).
+
+    Args:
+        lm: a transformers model.
+        seed: of fresh weights.
+        task: what peft calls the model's task.
+        names: of as many adapters, of which the first is in use.
+        steps: of the run, for kinds whose size follows a schedule.
+        dtype: of the adapter's weights, those of the model by default: every role holds them in one type.
+
+    Raises:
+        UserError: the target modules match nothing.
+    """
+    from peft import get_peft_model
+
+    before = {id(p) for p in lm.parameters()}
+    kind = dtype or next(p.dtype for p in lm.parameters() if p.is_floating_point())
+    with _drawn_from(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            settings = BUILDERS[adapter.type](adapter, lm, steps)
+            settings.task_type = task
+            wrapped = get_peft_model(lm, settings, names[0])  # type: ignore[arg-type]
+            for name in names[1:]:
+                wrapped.add_adapter(name, settings)
+        except ValueError as error:
+            raise UserError(_no_target(lm, adapter, error)) from error
+    for name, parameter in wrapped.named_parameters():
+        if id(parameter) not in before and parameter.is_floating_point():
+            parameter.data = parameter.data.to(kind)
+        if adapter.type == "lora_fa" and ".lora_A." in name:
+            parameter.requires_grad_(False)
+    own = [name for name, p in wrapped.named_parameters() if id(p) not in before or p.requires_grad]
+    wrapped.rlft_own = tuple(own)  # type: ignore[assignment]
+    return wrapped  # type: ignore[return-value]
+
+
+def own_names(model: nn.Module) -> list[str]:
+    """Names of the adapter's parameters, also of those that do not train; of all where there is no adapter."""
+    own: Any = getattr(model, "rlft_own", None)
+    return [name for name, _ in model.named_parameters()] if own is None else list(own)
+
+
+@contextlib.contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """The model without its adapter for the length of this block. What trains stays marked as it is, which peft's own
+    switch would not leave alone."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def norm_names(lm: nn.Module) -> list[str]:
+    """The last part of the names of the model's normalisation layers."""
+    return sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if "Norm" in type(m).__name__})
+
+
+def linear_names(lm: nn.Module) -> list[str]:
+    """The last part of the names of the model's linear layers."""
+    return sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if isinstance(m, nn.Linear)})
+
+
+def _lora(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # peft divides, so any number works
+        lora_dropout=adapter.dropout, target_modules=adapter.target_modules, use_rslora=adapter.rank_stabilized,
+        use_dora=adapter.type == "dora", init_lora_weights="pissa" if adapter.type == "pissa" else True,
+    )  # fmt: skip
+
+
+def _adalora(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
+    from peft import AdaLoraConfig
+
+    steps = max(steps, 3)
+    end = adapter.budget_end or max(1, steps * 2 // 3)  # as rlft.config.derived.adapter_budget_end
+    return AdaLoraConfig(
+        init_r=adapter.initial_rank or -(-adapter.rank * 3 // 2), target_r=adapter.rank,
+        lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=adapter.dropout, target_modules=_linear_targets(adapter, lm),
+        tinit=adapter.budget_start, tfinal=max(0, steps - end), total_step=steps, deltaT=adapter.budget_every,
+        orth_reg_weight=adapter.orthogonality,
+    )  # fmt: skip
+
+
+def _vera(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
+    from peft import VeraConfig
+
+    return VeraConfig(
+        r=adapter.rank, vera_dropout=adapter.dropout, target_modules=_linear_targets(adapter, lm),
+        projection_prng_key=_VERA_KEY,
+    )  # fmt: skip
+
+
+def _ia3(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
+    from peft import IA3Config
+
+    return IA3Config()  # on keys, values and the feed-forward layer's output, where peft knows them by architecture
+
+
+def _ln_tuning(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
+    from peft import LNTuningConfig
+
+    return LNTuningConfig(target_modules=norm_names(lm))
+
+
+BUILDERS: dict[str, Callable[[AdapterConfig, nn.Module, int], Any]] = {
+    "lora": _lora,
+    "dora": _lora,
+    "pissa": _lora,
+    "lora_plus": _lora,
+    "lora_fa": _lora,
+    "adalora": _adalora,
+    "vera": _vera,
+    "ia3": _ia3,
+    "ln_tuning": _ln_tuning,
+}
+
+
+def _linear_targets(adapter: AdapterConfig, lm: nn.Module) -> Any:
+    """Names, where peft does not know "all-linear": all linear layers but the output layer."""
+    if adapter.target_modules != "all-linear":
+        return adapter.target_modules
+    output: Any = getattr(lm, "get_output_embeddings", lambda: None)()
+    leaves = {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear) and m is not output}
+    return sorted(leaves)
+
+
+def _no_target(lm: nn.Module, adapter: AdapterConfig, error: Exception) -> str:
+    return (
+        f"model.adapter.target_modules: {adapter.target_modules!r} fits no module of this model. Its linear layers "
+        f"are named: {', '.join(linear_names(lm))}. Use some of these, or all-linear. ({error})"
+    )
+
+
+@contextlib.contextmanager
+def _drawn_from(seed: int) -> Iterator[None]:
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

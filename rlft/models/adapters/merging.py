@@ -1,0 +1,62 @@
+"""What a model with an adapter amounts to as a plain model. Knows nothing about who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]  # inside it these parameters are whole
+_PREFIX = "base_model.model."
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in the model without the adapter around it."""
+    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+
+
+def merged_names(model: nn.Module) -> list[str]:
+    """Plain names of the weights that the adapter changes, in the order of `merged_weights`."""
+    return [name for path, layer in _layers(model) for name in _names(path, layer)]
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module, whole: Whole = lambda _: nullcontext()) -> Iterator[tuple[str, Tensor]]:
+    """Plain name and merged weight of each weight that the adapter changes, one layer at a time. The model itself is
+    left as it was, to the last bit. `whole`: for weights that are split over ranks."""
+    for path, layer in _layers(model):
+        with whole(list(layer.parameters())):
+            yield from zip(_names(path, layer), _merged(layer), strict=True)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that peft has put in the place of the model's own."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
+            yield path, module
+
+
+def _names(path: str, layer: Any) -> list[str]:
+    return [plain_name(f"{path}.{name}") for name, _ in layer.get_base_layer().named_parameters()]
+
+
+def _merged(layer: Any) -> list[Tensor]:
+    copies = getattr(layer, "ln_tuning_layers", None)
+    if copies is not None:  # peft exchanges the layers
+        return [p.detach().clone() for p in copies[layer.active_adapters[0]].parameters()]
+    parameters = list(layer.get_base_layer().parameters())
+    kept = [p.data for p in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+    try:
+        layer.merge()
+        return [p.data for p in parameters]
+    finally:
+        layer.merged_adapters.clear()
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data
