@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.bench.process import ROOT, result_of
+
 ALONE = ["--prompts", "128", "--group", "1"]  # no groups: as many samples from as many prompts
 KEYS = ("samples_per_cpu_s", "samples_per_s", "cpu_s", "wall_s", "peak_rss_mb", "loadavg")
 RUNS: dict[str, list[str]] = {  # flags of the yardstick, and behind --set keys of the configuration
@@ -46,15 +45,9 @@ RUNS: dict[str, list[str]] = {  # flags of the yardstick, and behind --set keys 
 def run(a: argparse.Namespace, name: str, seed: int, more: list[str]) -> dict[str, Any]:
     """One run of the yardstick; its RESULT."""
     steps = str(a.steps)
-    command = [
-        sys.executable, "-m", "tests.bench.yardstick", "--assets", a.assets, "--steps", steps, "--lr", "1e-4",
-        "--eval-every", steps, "--eval-n", "500", "--seed", str(seed), *RUNS[name], f"algorithm.type={name}", *more,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
-    results = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not results:
-        sys.exit(f"{name}, seed {seed}: no result\n{done.stdout}\n{done.stderr}")
-    return json.loads(results[-1])
+    words = ["--assets", a.assets, "--steps", steps, "--lr", "1e-4", "--eval-every", steps, "--eval-n", "500"]
+    words += ["--seed", str(seed), *RUNS[name], f"algorithm.type={name}", *more]
+    return result_of("tests.bench.yardstick", words, f"{name}, seed {seed}")
 
 
 def make_teacher(a: argparse.Namespace, folder: str) -> str:
