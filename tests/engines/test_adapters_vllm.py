@@ -3,6 +3,7 @@ knows the kind, merged where it does not."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,29 +34,55 @@ def gap(learner: RankedLearner, generator: Any, version: int) -> float:
     return float(max(gaps))
 
 
-def changes_of(kind: str, dtype: str) -> dict[str, Any]:
+def changes_of(kind: str, dtype: str = "float32") -> dict[str, Any]:
     changes = {"generator.engine": "vllm", "generator.temperature": TEMPERATURE, "model.dtype": dtype}
-    stage = {"learner.zero_stage": 0 if dtype == "float32" else 2}
-    return changes_for(kind, **({"rank_stabilized": True} if kind == "lora_fa" else {})) | changes | stage
+    return changes_for(kind) | changes | {"learner.zero_stage": 0 if dtype == "float32" else 2}
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [(kind, "float32") for kind in SERVED] + [("lora", "bfloat16")])
-def test_vllm_serves_what_the_learner_learned(rank_pool, folder: Path, monkeypatch, kind, dtype):
-    changes = changes_of(kind, dtype)
-    learner = make_learner(rank_pool, folder, 1, changes["learner.zero_stage"], changes)
+@pytest.fixture(scope="module")
+def generators(folder: Path) -> Iterator[Callable[[str], Any]]:
+    """A generator for each way to serve, used by all kinds that are served so: it knows nothing of their training."""
+    started: dict[str, Any] = {}
+
+    def get(kind: str) -> Any:
+        way = str(KINDS[kind].served)
+        if way not in started:
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                started[way] = start(folder, monkeypatch, **changes_of(kind))
+        return started[way]
+
+    yield get
+    for generator in started.values():
+        generator.close()
+
+
+def check(learner: RankedLearner, generator: Any, limit: float) -> None:
+    generator.load(learner.publish(0, everything=True))
+    assert gap(learner, generator, 0) < limit
+    train(learner, range(2))
+    update = learner.publish(2)
+    assert update.num_bytes < learner.publish(2, everything=True).num_bytes, "only what changes travels"
+    generator.load(update)
+    assert gap(learner, generator, 2) < limit
+    train(learner, range(2, 4))
+    assert gap(learner, generator, 2) > 10 * limit, "the learner has moved on"
+    assert learner.publish(4).num_bytes == update.num_bytes
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_vllm_serves_what_the_learner_learned(rank_pool, folder, generators, kind):
+    check(make_learner(rank_pool, folder, 1, 0, changes_of(kind)), generators(kind), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "adapter"), [("bfloat16", {}), ("float32", {"rank_stabilized": True, "rank": 4, "alpha": 8.0})]
+)
+def test_so_it_does_in_bfloat16_and_with_another_scale(rank_pool, folder, monkeypatch, dtype, adapter):
+    changes = changes_of("lora", dtype)
+    changes["model.adapter"] |= adapter
     generator = start(folder, monkeypatch, **changes)
-    limit = 1e-4 if dtype == "float32" else 0.2
     try:
-        generator.load(learner.publish(0, everything=True))
-        assert gap(learner, generator, 0) < limit
-        train(learner, range(2))
-        update = learner.publish(2)
-        assert update.num_bytes < learner.publish(2, everything=True).num_bytes, "only what changes travels"
-        generator.load(update)
-        assert gap(learner, generator, 2) < limit
-        before = learner.publish(0)
-        train(learner, range(2, 4))
-        assert gap(learner, generator, 2) > 10 * limit, "the learner has moved on"
-        assert before.num_bytes == update.num_bytes
+        learner = make_learner(rank_pool, folder, 1, changes["learner.zero_stage"], changes)
+        check(learner, generator, 1e-4 if dtype == "float32" else 0.2)
     finally:
         generator.close()

@@ -1,0 +1,247 @@
+"""Every kind of adapter, seen at work: the table of docs/adapters.md.
+
+    python -m tests.bench.adapters [--only lora dora] [--steps 60] [--skip-vllm] [--assets DIR]
+
+For each kind, in a process of its own: GRPO on the yardstick from its warm start (greedy accuracy before and after, 128
+samples a step); the largest difference of a log-prob between the learner and what it becomes (merged into a plain
+model, saved and loaded, drawn by vLLM after an update, on two ranks of ZeRO-3, with an NF4 base drawn by the embedded
+generator); the parameters that train on a model of 8 layers of width 512, and the largest memory of three updates of
+1000 tokens there, above that of the process before it loads the model. Prints one JSON line a kind, then the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench.process import ROOT, result_of
+
+SIZES = {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1536}
+FULL = "full"
+RATES = {FULL: 1e-4, "ia3": 1e-2, "ln_tuning": 3e-3, "vera": 1e-2, "prompt": 1e-2, "p_tuning": 3e-3, "bitfit": 3e-3}
+OTHER_RATE = 1e-3
+KEYS: dict[str, dict[str, Any]] = {"vera": {"rank": 64}}
+NAMES = {"trains": "greedy accuracy", "merged": "merges", "saved": "saved, loaded", "vllm": "vLLM", "zero_3": "ZeRO-3"}
+NAMES |= {"nf4": "NF4 base", "parameters": "parameters", "memory_mb": "memory"}
+
+
+def adapter(kind: str) -> dict[str, Any] | None:
+    """model.adapter for a kind."""
+    return None if kind == FULL else {"type": kind} | KEYS.get(kind, {})
+
+
+def trains(a: argparse.Namespace, kind: str) -> list[float]:
+    """Greedy accuracy before and after GRPO on the yardstick."""
+    settings = [f"model.adapter={json.dumps(adapter(kind))}"] if kind != FULL else []
+    words = ["--assets", a.assets, "--steps", str(a.steps), "--lr", str(RATES.get(kind, OTHER_RATE)), "--eval-n", "500"]
+    words += ["--eval-every", str(a.steps), "--threads", "1", *(["--set", *settings] if settings else [])]
+    result = result_of("tests.bench.yardstick", words, kind)
+    return [result["acc_start"], result["acc_end"]]
+
+
+class Trial:
+    """A learner of some model that has made two updates, and what it says of some samples."""
+
+    def __init__(self, folder: Path, kind: str, ranks: int = 1, **changes: Any) -> None:
+        from tests.engines.ranks import Ranks
+        from tests.engines.test_deepspeed_state import make_learner, train
+
+        self.pool = {ranks: Ranks(ranks)}
+        given = {"model.adapter": adapter(kind), "learner.lr": 1e-2, "generator.temperature": 1.0} | changes
+        stage = given.pop("learner.zero_stage", 0)
+        self.learner = make_learner(self.pool, folder, ranks, stage, given)  # type: ignore[arg-type]
+        train(self.learner, range(2))
+
+    @property
+    def rank(self) -> Any:
+        """The only one."""
+        return self.pool[1]._here
+
+    def close(self) -> None:
+        """End its processes."""
+        for ranks in self.pool.values():
+            ranks.close()
+
+
+def gap_of(learner: Any, model: Any) -> float:
+    """Largest difference of a log-prob from what a plain transformers model says."""
+    import numpy as np
+    import torch
+
+    from tests.engines.test_deepspeed_state import some_groups
+    from tests.helpers import plain_logprobs
+
+    gaps = []
+    for group, arrays in zip(some_groups(9), learner.logprobs(some_groups(9)), strict=True):
+        for sample, array in zip(group.samples, arrays, strict=True):
+            with torch.no_grad():
+                gaps.append(np.abs(array[sample.loss_mask] - plain_logprobs(model, sample).numpy()).max())
+    return float(max(gaps))
+
+
+def merged(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
+    """Against a plain model with merged weights."""
+    from transformers import AutoModelForCausalLM
+
+    from rlft.config.adapters import KINDS
+    from rlft.models.adapters.merging import merged_weights
+
+    if kind != FULL and not KINDS[kind].merges:
+        return None
+    trial = Trial(Path(a.assets) / "sft30", kind)
+    plain = AutoModelForCausalLM.from_pretrained(Path(a.assets) / "sft30")
+    model = trial.rank._policy.model
+    weights = dict(model.named_parameters() if kind == FULL else merged_weights(model))
+    _, unexpected = plain.load_state_dict(weights, strict=False)
+    assert not unexpected, unexpected
+    return gap_of(trial.learner, plain)
+
+
+def saved(a: argparse.Namespace, kind: str, folder: Path) -> float:
+    """Against what a checkpoint loads as."""
+    from rlft.models.load import load_checkpoint
+
+    trial = Trial(Path(a.assets) / "sft30", kind)
+    trial.learner.save(folder / "saved")
+    return gap_of(trial.learner, load_checkpoint(trial.rank._config.model, folder / "saved"))
+
+
+def vllm(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
+    """Against what vLLM draws after a sync of what trains."""
+    import numpy as np
+
+    from rlft.config.adapters import KINDS
+    from rlft.engines.vllm.engine import VllmGenerator
+    from rlft.samples import SamplingParams
+    from tests.engines.test_deepspeed_state import train
+    from tests.helpers import make_prompt
+
+    if a.skip_vllm or (kind != FULL and KINDS[kind].served is None):
+        return None
+    trial = Trial(Path(a.assets) / "sft30", kind, **{"generator.engine": "vllm"})
+    with contextlib.closing(VllmGenerator(trial.learner._config)) as generator:
+        generator.load(trial.learner.publish(2, everything=True))
+        train(trial.learner, range(2, 4))
+        generator.load(trial.learner.publish(4))
+        prompts = [make_prompt([7, 5, 9, 11, 4, 14], "a"), make_prompt([6, 6, 8, 13, 12, 14], "b")]
+        params = SamplingParams(num_samples=8, max_new_tokens=16, ignore_eos=True)
+        drawn = [g for _, g in sorted(generator.generate(prompts, [[*range(8)], [*range(8, 16)]], params, 4))]
+        scores = trial.learner.logprobs(drawn)
+        pairs = [(s, x) for g, row in zip(drawn, scores, strict=True) for s, x in zip(g.samples, row, strict=True)]
+        return float(max(np.abs(s.logprobs - x)[s.loss_mask].max() for s, x in pairs))
+
+
+def zero_3(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
+    """Two ranks of ZeRO-3 against one that splits nothing."""
+    import numpy as np
+
+    from rlft.config.adapters import KINDS
+    from tests.engines.test_deepspeed_state import some_groups
+
+    if kind != FULL and KINDS[kind].zero < 3:
+        return None
+    one = Trial(Path(a.assets) / "sft30", kind)
+    two = Trial(Path(a.assets) / "sft30", kind, ranks=2, **{"learner.zero_stage": 3})
+    try:
+        here, there = (trial.learner.logprobs(some_groups(9)) for trial in (one, two))
+    finally:
+        two.close()
+    pairs = [(x, y) for one_row, other in zip(here, there, strict=True) for x, y in zip(one_row, other, strict=True)]
+    return float(max(np.abs(x - y).max() for x, y in pairs))
+
+
+CHECKS: dict[str, Callable[[argparse.Namespace, str, Path], Any]] = {
+    "merged": merged, "saved": saved, "vllm": vllm, "zero_3": zero_3,
+}  # fmt: skip
+
+
+def memory(a: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
+    """Parameters that train, and MiB of three updates above what the process had before it loaded the model."""
+    import numpy as np
+    import psutil
+
+    from rlft.config.model import TinyModel
+    from rlft.engines.deepspeed import Rendezvous
+    from rlft.engines.policy_rank import PolicyRank
+    from rlft.models.tiny import make_tiny_model
+    from rlft.samples import count_totals
+    from tests.helpers import make_config, random_groups
+
+    make_tiny_model(TinyModel.model_validate(SIZES | {"vocabulary": "bytes", "max_length": 512}), folder / "m", seed=0)
+    settings = {"model.adapter": adapter(kind), "learner.zero_stage": 0, "learner.tokens_per_micro_batch": 4096}
+    config = make_config(folder / "m", settings | {"loop.mismatch_stop": 100.0})
+    sizes = {"vocabulary": 250, "max_prompt": 60, "max_completion": 240}
+    groups = random_groups(np.random.default_rng(0), [4] * 2, **sizes)
+    before = psutil.Process().memory_info().rss
+    rank = PolicyRank(config, Rendezvous())
+    for step in range(3):
+        rank.update([groups], count_totals(groups, 240), 1e-4, step, 0.0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    trained = sum(p.numel() for p in rank._policy.parameters() if p.requires_grad)
+    return {"parameters": trained, "memory_mb": round((peak - before) / 2**20)}
+
+
+def abilities(a: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
+    """What each check says."""
+    return {name: check(a, kind, folder) for name, check in CHECKS.items()}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, str, Path], dict[str, Any]]] = {
+    "memory": memory, "abilities": abilities,
+}  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one line a kind."""
+    lines = ["| `type` | " + " | ".join(NAMES.values()) + " |", "|" + "---|" * (len(NAMES) + 1)]
+    for row in rows:
+        cells = [f"`{row['kind']}`"]
+        for name in NAMES:
+            value = row.get(name)
+            if name == "trains":
+                cells.append(f"{value[0]:.2f} to {value[1]:.2f}")
+            elif name in ("parameters", "memory_mb"):
+                cells.append(f"{value:,}" if name == "parameters" else f"{value} MB")
+            else:
+                cells.append("no" if value is None else f"{value:.0e}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and print."""
+    from rlft.config.adapters import KINDS
+
+    kinds = [FULL, *KINDS]
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", nargs="+", default=kinds, choices=kinds)
+    p.add_argument("--steps", type=int, default=60)
+    p.add_argument("--skip-vllm", action="store_true")
+    p.add_argument("--assets", default=str(ROOT.parent / "shared/yardstick/sort"))
+    p.add_argument("--here", choices=list(PARTS), help="one part of one kind in this process")
+    a = p.parse_args()
+    if a.here:
+        os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1")
+        with tempfile.TemporaryDirectory() as folder:
+            print("RESULT " + json.dumps(PARTS[a.here](a, a.only[0], Path(folder))))
+        return
+    rows = []
+    for kind in a.only:
+        row: dict[str, Any] = {"bench": "adapters", "kind": kind, "trains": trains(a, kind)}
+        for part in PARTS:
+            words = ["--here", part, "--only", kind, "--assets", a.assets, *(["--skip-vllm"] if a.skip_vllm else [])]
+            row |= result_of("tests.bench.adapters", words, f"{kind}, {part}")
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
