@@ -51,7 +51,7 @@ def sampled_pairs(checkpoint: str, exact: list[str]) -> list[dict[str, Any]]:
     pairs = []
     for group in evaluation.last:
         right = [s.text for s in group.samples if s.reward == 1]
-        wrong = [s.text for s in group.samples if s.reward == 0]
+        wrong = [s.text for s in group.samples if s.reward == 0 and s.text]
         pairs += [
             {"prompt": group.prompt.text, "chosen": c, "rejected": r} for c, r in zip(right[:3], wrong, strict=False)
         ]
