@@ -15,15 +15,16 @@ from typing import Any
 from torch import nn
 
 from actors import inline, launch
-from rlft.config import Config
+from rlft.config import Config, derived
 from rlft.config.checks import Purpose
 from rlft.config.derived import makes_reward_model
 from rlft.config.load import load_config
 from rlft.data.tokenizer import load_tokenizer
+from rlft.engines.publishing import Published, Unsplit
 from rlft.engines.weights import pack_weights
 from rlft.environments.load import BoundEnvironment
 from rlft.errors import UserError
-from rlft.models.load import load_checkpoint, trainable_names
+from rlft.models.load import load_checkpoint
 from rlft.roles import Generator
 from rlft.runs.checkpoints import Checkpoints, read_state, verify
 
@@ -76,8 +77,10 @@ def serving(target: Target, environment: BoundEnvironment | None = None) -> Iter
     """A generator with the target's weights, for the length of this block."""
     with inline.generator(target.config, environment) as generator:
         model = target.model("cpu")
-        generator.load(pack_weights(model.named_parameters(), target.version, True, trainable_names(model)))
-        del model
+        weights = Published(model, merged=derived.serving(target.config) == "merged")
+        tensors = weights.tensors(Unsplit(), everything=True)
+        generator.load(pack_weights(tensors, target.version, True, weights.always))
+        del model, weights, tensors
         yield generator
 
 

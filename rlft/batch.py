@@ -37,6 +37,7 @@ class Pack:
     predict_from: Tensor  # int64 [M], the fed token whose state predicts the target
     targets: Tensor  # int64 [M]
     sample_of: Tensor  # int64 [M], index of the target's sample in the pack
+    fed_for: Tensor  # int64 [N], index of the sample (or one of them) that the token is fed for
     sources: tuple[str, ...]  # of each sample, the data.mixture's source that it is of
     weights: Tensor  # f32 [M], each token's weight in the loss
     advantages: Tensor  # f32 [M], 0 where samples have none
@@ -91,6 +92,12 @@ def make_pack(
             return None
         return to_device([a[at] for a, at in zip(arrays, columns, strict=True)], torch.float32)
 
+    trunk_for, branch_for = np.zeros(len(trunks), np.int64), np.zeros(len(branches), np.int64)
+    for i, (trunk, branch) in enumerate(branch_of):
+        trunk_for[trunk] = i
+        if branch is not None:
+            branch_for[branch] = i
+    lengths = [len(row) for row in (*trunks, *branches)]
     weight = [totals.token_weight(average, max(1, len(at))) if totals else 0.0 for at in columns]
     targets = to_device([s.token_ids[at] for s, at in zip(samples, columns, strict=True)], torch.int64)
     advantages, sampler_logprobs = column("advantages"), column("logprobs")
@@ -102,6 +109,7 @@ def make_pack(
         predict_from=to_device(rows, torch.int64),
         targets=targets,
         sample_of=to_device([np.full(len(at), i) for i, at in enumerate(columns)], torch.int64),
+        fed_for=to_device([np.concatenate([trunk_for, branch_for]).repeat(lengths)], torch.int64),
         sources=tuple(group.prompt.source for group in groups for _ in group.samples),
         weights=to_device([np.full(len(at), w) for at, w in zip(columns, weight, strict=True)], torch.float32),
         advantages=torch.zeros_like(sampler_logprobs) if advantages is None else advantages,

@@ -121,6 +121,30 @@ def make_sharp_model(folder: Path, factor: float, **sizes: int) -> Any:
     return model
 
 
+def make_biased_model(folder: Path, like: Path) -> Path:
+    """A Llama of the sizes of the model in `like`, with random biases in all linear layers but the output layer."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    given = AutoConfig.from_pretrained(like)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_key_value_heads", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+    sizes = {name: getattr(given, name) for name in names}
+    config = LlamaConfig(**sizes, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, dtype="float32")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).float()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(4)
+            for name, parameter in model.named_parameters():
+                if name.endswith(".bias"):
+                    parameter.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
+
+
 def numbers(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 

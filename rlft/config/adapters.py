@@ -18,6 +18,7 @@ class AdapterConfig(Section):
 
     type: Literal[
         "lora", "dora", "pissa", "lora_plus", "lora_fa", "adalora", "vera", "ia3", "ln_tuning",
+        "bitfit", "bottleneck", "delta_lora", "lora_drop", "lora_experts",
     ] = "lora"  # fmt: skip
     """The kind of adapter. docs/adapters.md says what each can do."""
     rank: int = Field(default=16, ge=1)
@@ -42,6 +43,26 @@ class AdapterConfig(Section):
     """For adalora: steps between two decisions on which ranks are taken away."""
     orthogonality: float = Field(default=0.5, ge=0)
     """For adalora: weight of the penalty that keeps its factors orthogonal."""
+    placement: Literal["houlsby", "pfeiffer"] = "houlsby"
+    """For bottleneck: behind attention and feed-forward part of each layer (houlsby), or the latter alone."""
+    bottleneck_size: int = Field(default=64, ge=1)
+    """For bottleneck: width between its two layers."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
+    """For bottleneck: between its two layers."""
+    delta_start: int = Field(default=0, ge=0)
+    """For delta_lora: the base weights move from this 0-based step on."""
+    delta_ratio: float = Field(default=0.5, gt=0)
+    """For delta_lora: the base weights move by so many times the change of the low-rank update."""
+    sample_steps: int = Field(default=10, ge=2)
+    """For lora_drop: steps in which it is measured what each layer's LoRA does. In the first it does nothing yet."""
+    keep_share: float = Field(default=0.9, gt=0, lt=1)
+    """For lora_drop: the layers that make up this share of what was measured keep a LoRA of their own."""
+    num_experts: int = Field(default=8, ge=1)
+    """For lora_experts: experts; each has rank / num_experts of the rank."""
+    gate_size: int = Field(default=64, ge=1)
+    """For lora_experts: width of the vector that stands for a task in the gate."""
+    tasks: list[str] = []
+    """For lora_experts: the tasks, which are names of the sources of data.mixture."""
 
 
 class AdapterKind(NamedTuple):
@@ -71,6 +92,22 @@ KINDS: dict[str, AdapterKind] = {
     "vera": AdapterKind(("rank", "dropout"), "Kopiczko et al. 2023, arXiv:2310.11454", "merged"),
     "ia3": AdapterKind((), "Liu et al. 2022, arXiv:2205.05638", "merged", targeted=False),
     "ln_tuning": AdapterKind((), "Zhao et al. 2023, arXiv:2312.11420", "merged", targeted=False),
+    "bitfit": AdapterKind((), "Ben Zaken et al. 2021, arXiv:2106.10199", "merged", quantized=False, targeted=False),
+    "bottleneck": AdapterKind(
+        ("placement", "bottleneck_size", "activation"), "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2020, "
+        "arXiv:2005.00247", None, merges=False, quantized=False, targeted=False,
+    ),
+    "delta_lora": AdapterKind(
+        ("rank", "alpha", "rank_stabilized", "delta_start", "delta_ratio"), "Zi et al. 2023, arXiv:2309.02411",
+        "merged", zero=0, quantized=False, reference=False,
+    ),
+    "lora_drop": AdapterKind(
+        (*_LORA, "sample_steps", "keep_share"), "Zhou et al. 2024, arXiv:2402.07721", "merged", zero=0, quantized=False,
+    ),
+    "lora_experts": AdapterKind(
+        (*_LORA, "num_experts", "gate_size", "tasks"), "Liu et al. 2023, arXiv:2310.18339", None, merges=False,
+        quantized=False,
+    ),
 }  # fmt: skip
 
 

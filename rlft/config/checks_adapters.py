@@ -19,7 +19,9 @@ from rlft.config.problems import Problem
 from rlft.config.schema import Config
 from rlft.config.unused_algorithm import Rule
 
-_SPECIAL = ("adalora", "lora_plus")  # need more in an update than a gradient
+_SPECIAL = (  # need more in an update than a gradient, or are for a causal language model alone
+    "adalora", "lora_plus", "bitfit", "bottleneck", "delta_lora", "lora_drop", "lora_experts",
+)  # fmt: skip
 _FOR_TASKS = ("lora", "dora")  # of which a model can hold several beside each other
 
 
@@ -64,6 +66,14 @@ def check_adapter(config: Config, given: Any) -> Iterator[Problem]:
         yield Problem("learner.zero_stage", f"{stage}, but model.adapter.type {name} works with {kind.zero} at most")
     if name == "adalora":
         yield from _check_budget(config, adapter)
+    if name == "lora_experts":
+        yield from _check_experts(config, adapter)
+    for key, value, then in (
+        ("delta_start", adapter.delta_start, "the base weights would never move; expected less, or adapter type lora"),
+        ("sample_steps", adapter.sample_steps, "nothing would be shared; expected less, or adapter type lora"),
+    ):
+        if key in kind.keys and value >= config.loop.steps:
+            yield Problem(f"model.adapter.{key}", f"{value}, but loop.steps is {config.loop.steps}: {then}")
 
 
 def _check_budget(config: Config, adapter: AdapterConfig) -> Iterator[Problem]:
@@ -78,4 +88,31 @@ def _check_budget(config: Config, adapter: AdapterConfig) -> Iterator[Problem]:
             "model.adapter.budget_end" if adapter.budget_end else "model.adapter.budget_start",
             f"ranks would be taken away from step {adapter.budget_start} to step {end} of loop.steps {steps}; expected "
             "budget_start below budget_end, and that within the run",
+        )
+
+
+def _check_experts(config: Config, adapter: AdapterConfig) -> Iterator[Problem]:
+    """A task is a source of data.mixture, and every row that is looked at must have one."""
+    sources = [source.label for source in config.data.mixture]
+    if not sources:
+        yield Problem(
+            "model.adapter.type",
+            "lora_experts tells tasks apart by the sources of data.mixture, which is empty; fill it, or use lora",
+        )
+    elif sorted(adapter.tasks) != sorted(sources):
+        yield Problem(
+            "model.adapter.tasks",
+            f"{', '.join(adapter.tasks) or 'empty'}; expected the names of the sources in data.mixture: "
+            + ", ".join(sources),
+        )
+    if adapter.rank % adapter.num_experts:
+        yield Problem(
+            "model.adapter.num_experts",
+            f"{adapter.num_experts} does not divide model.adapter.rank {adapter.rank}, of which each expert has a part",
+        )
+    if config.evaluation.path is not None and config.evaluation.source_column is None:
+        yield Problem(
+            "evaluation.source_column",
+            "empty, so nobody knows which task of lora_experts a held-out row is of; name the column that holds one of "
+            "model.adapter.tasks",
         )

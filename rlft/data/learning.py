@@ -13,7 +13,7 @@ from rlft.config.derived import learns_from, makes_reward_model
 from rlft.data.examples import ExampleSet, load_examples
 from rlft.data.pairs import load_labels, load_pairs
 from rlft.data.scores import scored_pair, scored_steps
-from rlft.data.sources import Examples, all_examples
+from rlft.data.sources import Examples, all_examples, with_sources
 from rlft.data.steps import load_steps
 from rlft.data.tokenizer import end_tokens
 from rlft.samples import Group
@@ -38,7 +38,7 @@ def load_held_out_rows(config: Config, tokenizer: Any, window: int) -> list[Grou
     data = config.data.model_copy(update={"max_rows": config.evaluation.max_rows, "shuffle": False, "label_of": "all"})
     held_out = config.model_copy(update={"data": data})
     examples = _load(held_out, tokenizer, window, False, path=config.evaluation.path)
-    return examples.take(0, len(examples))
+    return with_sources(examples.take(0, len(examples)), config.evaluation.source_column)
 
 
 def _load(config: Config, tokenizer: Any, window: int, with_others: bool, **more: Any) -> Examples:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlft.config.data import DataConfig
 from rlft.data.examples import ExampleSet, load_examples, worked_examples
 from rlft.data.fitting import fit_examples, num_tokens
-from rlft.data.mixture import Mixture, mixed, named
+from rlft.data.mixture import Item, Mixture, mixed, named
 from rlft.data.prompts import PromptSet, load_prompts, make_prompts, with_ground_truth
 from rlft.data.reading import Rows
 from rlft.data.shapes import DataShape, detect_shape
@@ -79,19 +79,23 @@ def all_examples(
     return mixed(data, tokenizer, seed, one) if data.mixture and not alone else one(data, tokenizer, seed)
 
 
-def with_sources(prompts: Sequence[Prompt], column: str | None) -> list[Prompt]:
-    """The prompts, each with what is in that column as the name of its source. Raises UserError where nothing is."""
+def with_sources(items: Sequence[Item], column: str | None) -> list[Item]:
+    """The prompts or groups, each with what is in that column as the name of its source. Raises UserError where nothing
+    is."""
     if column is None:
-        return list(prompts)
-    for prompt in prompts:
-        value = prompt.columns.get(column)
-        if not isinstance(value, str) or not value or "/" in value:
-            there = ", ".join(prompt.columns)
-            raise UserError(
-                f"{prompt.id}: evaluation.source_column {column!r} is {value!r}. Expected the name of a source, a text "
-                f"without slashes. Columns there: {there}."
-            )
-    return [named(prompt, prompt.columns[column]) for prompt in prompts]
+        return list(items)
+    return [named(item, _source_in(item.prompt if isinstance(item, Group) else item, column)) for item in items]
+
+
+def _source_in(prompt: Prompt, column: str) -> str:
+    value = prompt.columns.get(column)
+    if not isinstance(value, str) or not value or "/" in value:
+        there = ", ".join(prompt.columns)
+        raise UserError(
+            f"{prompt.id}: evaluation.source_column {column!r} is {value!r}. Expected the name of a source, a text "
+            f"without slashes. Columns there: {there}."
+        )
+    return value
 
 
 def _streamed_prompts(

@@ -33,6 +33,7 @@ class Row:
     place: int  # of its prompt
     seed: int
     prompt: np.ndarray  # int32 [P]
+    source: str = ""  # of its prompt
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None  # a row that has one is drawn no further
@@ -100,6 +101,8 @@ class Decoding:
 
     def _next(self, layout: DecodeLayout) -> Tensor:
         """Run the last token of every row; logits [B, V]."""
+        live = self._live.tolist()
+        self._policy.use_sources(lambda: ([self._rows[i].source for i in live], np.arange(len(live))[:, None]))
         with _threads(len(self._tokens) * self._work_per_row, self._device):
             hidden = self._policy.hidden(self._tokens[:, None], layout.advance()[:, None], layout)
             return self._policy.logits(hidden[:, 0])
@@ -110,15 +113,19 @@ class Decoding:
         copies = self._params.num_samples if self._at == 0 else 1
         rows = [self._rows[i] for i in self._live[::copies].tolist()]
         sequences = [np.concatenate([row.prompt, np.array(row.tokens, dtype=row.prompt.dtype)]) for row in rows]
-        passes = [self._prefill(part) for part in (_parts(sequences) if self._at else [sequences])]
+        sources = iter([row.source for row in rows])
+        parts = _parts(sequences) if self._at else [sequences]
+        passes = [self._prefill(part, [next(sources) for _ in part]) for part in parts]
         logits = torch.cat([last for last, _ in passes]).repeat_interleave(copies, 0)
         layout = PrefillLayout.joined([layout for _, layout in passes])
         self._layout = DecodeLayout(layout, copies, min(self._params.max_new_tokens - self._at, _ROOM))
         return logits
 
-    def _prefill(self, sequences: Sequence[np.ndarray]) -> tuple[Tensor, PrefillLayout]:
+    def _prefill(self, sequences: Sequence[np.ndarray], sources: list[str]) -> tuple[Tensor, PrefillLayout]:
         """One pass over these sequences: logits [sequences, V] behind each, and what to decode from."""
-        layout = PrefillLayout([len(s) for s in sequences], self._device)
+        lengths = [len(s) for s in sequences]
+        self._policy.use_sources(lambda: (sources, np.repeat(np.arange(len(sources)), lengths)[None]))
+        layout = PrefillLayout(lengths, self._device)
         ids = torch.from_numpy(np.concatenate(sequences)).to(self._device, torch.int64)
         hidden = self._policy.hidden(ids[None], layout.position_ids()[None], layout)[0]
         return self._policy.logits(hidden[layout.trunks.lengths.cumsum(0) - 1]), layout

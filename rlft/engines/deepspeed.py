@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rlft.config.roles import TrainedConfig
 from rlft.engines.weights import BUCKET_BYTES
+from rlft.models.adapters.own import own_adapter, write_own
 
 _TAG = "state"  # name of DeepSpeed's own folder in a checkpoint
 
@@ -153,20 +154,25 @@ class ZeroEngine:
             with deepspeed.zero.GatheredParameters([parameters[n] for n in bucket]):
                 yield from ((name, parameters[name].detach().clone()) for name in bucket)
 
-    def whole(self, parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
-        """Inside it these parameters are whole on every rank; all ranks enter it together."""
+    def whole(
+        self, parameters: Sequence[nn.Parameter], writing: bool = False
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Inside it these parameters are whole on every rank; all ranks enter it together. `writing`: what rank 0 puts
+        into them there is what they are afterwards."""
         if self.stage < 3:
             return contextlib.nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(list(parameters))
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if writing else None)
 
     def write_pretrained(self, model: Any, names: Sequence[str], folder: Path) -> None:
         """`model`, the transformers or peft model inside the module, as Hugging Face's files into `folder`; `names` of
         the parameters that it keeps there. All ranks take part in gathering them, rank 0 writes."""
         parameters = dict(model.named_parameters())
-        tensors = self.gathered(parameters, names)
-        if self._where.rank == 0:
+        tensors, own = self.gathered(parameters, names), own_adapter(model)
+        if self._where.rank == 0 and own is not None:
+            write_own(own, dict(tensors), folder)
+        elif self._where.rank == 0:
             buffers = {name: t for name, t in model.state_dict().items() if name not in parameters}
             model.save_pretrained(folder, state_dict=None if self.stage < 3 else dict(tensors) | buffers)
         else:

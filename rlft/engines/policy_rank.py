@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class PolicyRank:
 
     def reference_logprobs(self, micro_batches: Sequence[Sequence[Group]]) -> list[list[list[np.ndarray]]]:
         """The same of the model without its adapter."""
-        with adapter_off(self._policy.model):
+        with adapter_off(self._policy.model, partial(self._engine.whole, writing=True)):
             return self._scored(micro_batches, "logprobs")
 
     def entropies(self, micro_batches: Sequence[Sequence[Group]]) -> list[list[list[np.ndarray]]]:

@@ -10,7 +10,8 @@ Knows nothing about how bytes travel (see transport.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,18 @@ from torch import Tensor, nn
 from rlft.engines.deepspeed import ZeroEngine
 from rlft.models.adapters.attach import own_names
 from rlft.models.adapters.merging import merged_names, merged_weights, plain_name
+
+
+class Unsplit:
+    """In the place of an engine, for a model that this process holds alone."""
+
+    def gathered(self, parameters: dict[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """See ZeroEngine."""
+        yield from ((name, parameters[name].detach()) for name in names)
+
+    def whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        """See ZeroEngine."""
+        return nullcontext()
 
 
 class Published:
@@ -38,7 +51,7 @@ class Published:
         assert not self._merged
         return ((n, p) for n, p in self._parameters.items() if everything or n in set(self.always))
 
-    def tensors(self, engine: ZeroEngine, everything: bool) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, engine: ZeroEngine | Unsplit, everything: bool) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by name. All ranks take part in gathering them."""
         if not self._merged:
             yield from engine.gathered(self._parameters, [name for name, _ in self.entries(everything)])

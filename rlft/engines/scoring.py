@@ -16,13 +16,14 @@ from torch import nn
 from rlft.batch import Pack, make_pack, plan_micro_batches, unpack
 from rlft.config.model import ModelConfig
 from rlft.engines.weights import WeightUpdate, load_weights, unpacked
+from rlft.models.adapters.lora_experts import NO_WORK
 from rlft.models.load import load_model
 from rlft.models.policy import Policy
 from rlft.samples import Group, Prompt, Sample, TopTokens
 
 _REFERENCE = "reference.safetensors"  # in a checkpoint, where the reference does not stay what it was
 EMPTY = Group(  # what a rank without work of its own runs, so that it keeps step with the others
-    Prompt("empty", np.zeros(1, dtype=np.int32), "", None, {}),
+    Prompt("empty", np.zeros(1, dtype=np.int32), "", None, {}, source=NO_WORK),
     (
         Sample(
             token_ids=np.zeros(2, dtype=np.int32),

@@ -21,6 +21,7 @@ from rlft.engines.turns import Turns
 from rlft.engines.weights import WeightUpdate, load_weights
 from rlft.errors import WeightSyncError
 from rlft.models.adapters.attach import own_names
+from rlft.models.adapters.own import own_adapter
 from rlft.models.load import load_model
 from rlft.models.policy import Policy
 from rlft.samples import FinishReason, Group, Prompt, Sample, SamplingParams
@@ -70,6 +71,9 @@ class TransformersGenerator:
             expected = list(self._parameters) if update.complete else self._trainable
             tensors = arriving(update, self._channel, self._device)
             load_weights(update, tensors, self._parameters, expected, self._name)
+            own = own_adapter(self._lm)
+            if own is not None:
+                own.loaded()
             self.version, self._frozen_verified = update.version, True
         return True
 
@@ -99,7 +103,8 @@ class TransformersGenerator:
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], params: SamplingParams, version: int,
         places: Sequence[int],
     ) -> Iterator[tuple[int, Group]]:  # fmt: skip
-        rows = [Row(i, seeds[i][j], prompts[i].token_ids) for i in places for j in range(params.num_samples)]
+        numbers = range(params.num_samples)
+        rows = [Row(i, seeds[i][j], prompts[i].token_ids, prompts[i].source) for i in places for j in numbers]
         end = self._end.union(params.stop_token_ids)
         decoding = Decoding(self.policy, rows, params, end, self._device)
         waiting = dict.fromkeys(places, params.num_samples)  # rows that are not finished

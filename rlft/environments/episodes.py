@@ -240,7 +240,7 @@ class _Drive:
         """What a sample has, as the prompt of its next turn."""
         prompt, where = self._parties[episode.place].prompt, self._name(episode)
         sequence = episode.sequence(prompt.token_ids)
-        return Prompt(f"{where}, turn {episode.num_turns + 1}", sequence, prompt.text, prompt.messages, prompt.columns)
+        return replace(prompt, id=f"{where}, turn {episode.num_turns + 1}", token_ids=sequence)
 
     def _draw(
         self, prompts: list[Prompt], seeds: list[list[int]], params: SamplingParams, whose: list[list[Episode]]

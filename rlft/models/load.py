@@ -13,7 +13,8 @@ from torch import nn
 
 from rlft.config.model import ModelConfig
 from rlft.errors import UserError
-from rlft.models.adapters.attach import add_adapter
+from rlft.models.adapters.attach import OWN, add_adapter
+from rlft.models.adapters.own import read_own
 
 
 def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0, steps: int = 0) -> nn.Module:
@@ -39,10 +40,17 @@ def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device |
     """What a run saved in `checkpoint`: full weights, or its adapter on the base that `model` names."""
     if model.adapter is None:
         return load_model(model.model_copy(update={"path": str(checkpoint), "tiny": None}), device)
+    if model.adapter.type in OWN:
+        lm = load_model(model, device)
+        read_own(lm, checkpoint)
+        return lm
     from peft import PeftModel
 
     lm: Any = load_model(model.model_copy(update={"adapter": None}), device)
-    return PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
+    before = {id(p) for p in lm.parameters()}
+    lm = PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
+    lm.rlft_own = tuple(name for name, p in lm.named_parameters() if id(p) not in before)
+    return lm
 
 
 def window(path: str) -> int:

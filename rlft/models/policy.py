@@ -5,7 +5,8 @@ Knows nothing about losses, rewards or engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from rlft.batch import Pack
 from rlft.errors import UserError
+from rlft.models.adapters.attach import adapter_off
+from rlft.models.adapters.own import own_adapter
 from rlft.models.attention import ATTENTION, PackedLayout, attend
 from rlft.models.logprobs import log_softmax, token_logprobs
 
@@ -119,12 +122,15 @@ class Policy(nn.Module):
         plain = lm.config._attn_implementation
         use_packed_attention(lm)
         self._scores = _Scores(lm, chunk, entropy_gradient)
+        own = own_adapter(model)
+        sourceless = adapter_off(model) if own is not None and own.by_source else nullcontext()
         if plain != ATTENTION:
-            check_packed(
-                lm, plain,
-                lambda ids, positions, layout: self.logits(self.hidden(ids[None], positions[None], layout))[0],
-                lambda ids: lm(input_ids=ids[None], use_cache=False).logits[0],
-            )  # fmt: skip
+            with sourceless:
+                check_packed(
+                    lm, plain,
+                    lambda ids, positions, layout: self.logits(self.hidden(ids[None], positions[None], layout))[0],
+                    lambda ids: lm(input_ids=ids[None], use_cache=False).logits[0],
+                )  # fmt: skip
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
         """Last hidden states [B, N, hidden] of tokens [B, N]."""
@@ -132,6 +138,14 @@ class Policy(nn.Module):
         return lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, layout=layout
         ).last_hidden_state
+
+    def use_sources(self, told: Callable[[], tuple[Sequence[str], Any]]) -> None:
+        """Before a pass: `told` gives sources and, for each of its tokens, the place of its source among them; asked
+        only where the adapter wants to know."""
+        own = own_adapter(self.model)
+        if own is not None and own.by_source:
+            sources, source_of = told()
+            own.use_sources(tuple(sources), torch.as_tensor(source_of, device=next(self.model.parameters()).device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states."""
@@ -146,6 +160,7 @@ class Policy(nn.Module):
 
     def predicting(self, pack: Pack) -> Tensor:
         """The hidden state that predicts each target, [M, hidden]."""
+        self.use_sources(lambda: (pack.sources, pack.fed_for[None]))
         hidden = self.hidden(pack.input_ids[None], pack.position_ids[None], pack.layout)[0]
         return hidden.index_select(0, pack.predict_from)
 

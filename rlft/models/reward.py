@@ -18,6 +18,7 @@ from rlft.batch import Pack
 from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import add_adapter
+from rlft.models.adapters.own import is_own
 from rlft.models.load import cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
 
@@ -76,6 +77,8 @@ def load_reward_model(model: ModelConfig, device: torch.device | str = "cpu", se
 def load_trained_reward_model(path: str, dtype: str, device: torch.device | str = "cpu") -> RewardModel:
     """The reward model at `path` to be asked, an adapter's folder among them. Raises UserError for a model without a
     head, whose scores would be random."""
+    if is_own(path):
+        raise UserError(f"reward model: {path} holds an adapter of a language model, which has no scores")
     classifier, missing = _load_classifier(base_of(path), dtype, seed=0)
     if is_adapter(path):
         from peft import PeftModel

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.ranks import Ranks
-from tests.helpers import make_sharp_model
+from tests.helpers import make_biased_model, make_sharp_model
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,21 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert sum(p.numel() > 100_000 for p in model.parameters()) >= 4
     return folder
+
+
+@pytest.fixture(scope="session")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers, so that layers have something to share; narrow."""
+    folder = tmp_path_factory.mktemp("model") / "deep"
+    sizes = {"hidden_size": 64, "num_layers": 3, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 96}
+    make_sharp_model(folder, 6, **sizes, max_length=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def biased_folder(wide_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As wide, but a Llama whose linear layers have biases that are not 0."""
+    return make_biased_model(tmp_path_factory.mktemp("model") / "biased", wide_folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.targets import Target, serving
 from rlft.config.adapters import KINDS
 from rlft.engines.learner import RankedLearner
 from tests.engines.test_adapters import changes_for
 from tests.engines.test_deepspeed_state import make_learner, train
 from tests.engines.vllm_generator import TEMPERATURE, draw, samples_of, start
 from tests.engines.vllm_generator import folder as folder  # the fixture
+from tests.helpers import make_biased_model, make_config
 
 pytestmark = [
     pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600),
@@ -40,15 +42,23 @@ def changes_of(kind: str, dtype: str = "float32") -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def generators(folder: Path) -> Iterator[Callable[[str], Any]]:
-    """A generator for each way to serve, used by all kinds that are served so: it knows nothing of their training."""
-    started: dict[str, Any] = {}
+def bases(folder: Path, deep_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The model, or another one for kinds that need it: with biases, or with enough layers to share."""
+    special = {"bitfit": make_biased_model(tmp_path_factory.mktemp("biased") / "m", folder), "lora_drop": deep_folder}
+    return lambda kind: special.get(kind, folder)
+
+
+@pytest.fixture(scope="module")
+def generators(bases: Callable[[str], Path]) -> Iterator[Callable[[str], Any]]:
+    """A generator for each model and way to serve, used by all kinds that are served so: it knows nothing of their
+    training."""
+    started: dict[tuple[str, Path], Any] = {}
 
     def get(kind: str) -> Any:
-        way = str(KINDS[kind].served)
+        way = str(KINDS[kind].served), bases(kind)
         if way not in started:
             with pytest.MonkeyPatch.context() as monkeypatch:
-                started[way] = start(folder, monkeypatch, **changes_of(kind))
+                started[way] = start(bases(kind), monkeypatch, **changes_of(kind))
         return started[way]
 
     yield get
@@ -70,8 +80,8 @@ def check(learner: RankedLearner, generator: Any, limit: float) -> None:
 
 
 @pytest.mark.parametrize("kind", SERVED)
-def test_vllm_serves_what_the_learner_learned(rank_pool, folder, generators, kind):
-    check(make_learner(rank_pool, folder, 1, 0, changes_of(kind)), generators(kind), 1e-4)
+def test_vllm_serves_what_the_learner_learned(rank_pool, bases, generators, kind):
+    check(make_learner(rank_pool, bases(kind), 1, 0, changes_of(kind)), generators(kind), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +96,13 @@ def test_so_it_does_in_bfloat16_and_with_another_scale(rank_pool, folder, monkey
         check(learner, generator, 1e-4 if dtype == "float32" else 0.2)
     finally:
         generator.close()
+
+
+def test_a_checkpoint_is_served_as_the_learner_says(rank_pool, folder, tmp_path):
+    """As `rlft eval` does it, for a kind that vLLM gets merged."""
+    changes = changes_of("dora")
+    learner = make_learner(rank_pool, folder, 1, 0, changes)
+    train(learner, range(3))
+    learner.save(tmp_path)
+    with serving(Target(make_config(folder, changes), tmp_path, None, 3)) as generator:
+        assert gap(learner, generator, 3) < 1e-4

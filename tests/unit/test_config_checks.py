@@ -11,6 +11,7 @@ from rlft.config.load import dump_config, load_config
 from rlft.errors import UserError
 
 BASE = {"model": {"tiny": {}}, "rewards": {"functions": [{"function": "exact_match"}]}}
+MIXED = [{"path": __file__, "name": name} for name in "ab"]
 SFT = {"model": {"tiny": {}}, "algorithm.type": "sft", "rewards.functions": []}
 
 
@@ -109,6 +110,54 @@ def test_the_base_is_right():
         (
             {"generator.engine": "vllm", "model.adapter": {"rank": 4, "target_modules": ["q_proj", "lm_head"]}},
             "model.adapter.target_modules: vLLM serves no adapter on lm_head",
+        ),
+        (
+            {"generator.engine": "vllm", "model.adapter": {"type": "bottleneck"}},
+            "model.adapter.type: bottleneck cannot be served by vLLM; expected generator.engine transformers",
+        ),
+        (
+            {"model.adapter": {"type": "bottleneck", "rank": 4}},
+            "model.adapter.rank: has no effect, because model.adapter.type is bottleneck, which has placement, bottle",
+        ),
+        (
+            {"model.adapter": {"type": "delta_lora", "dropout": 0.1}},
+            "model.adapter.dropout: has no effect, because model.adapter.type is delta_lora, which has",
+        ),
+        (
+            {"model.adapter": {"type": "delta_lora", "delta_start": 50}, "loop.steps": 50},
+            "model.adapter.delta_start: 50, but loop.steps is 50: the base weights would never move",
+        ),
+        (
+            {"model.adapter": {"type": "delta_lora"}, "learner.num_ranks": 2},
+            "delta_lora works with learner.zero_stage 0, but several ranks would make it 2",
+        ),
+        (
+            {"model.adapter": {"type": "lora_drop", "sample_steps": 60}, "loop.steps": 50},
+            "model.adapter.sample_steps: 60, but loop.steps is 50: nothing would be shared",
+        ),
+        (
+            {"model.adapter": {"type": "lora_experts", "tasks": ["a"]}},
+            "model.adapter.type: lora_experts tells tasks apart by the sources of data.mixture, which is empty",
+        ),
+        (
+            {"model.adapter": {"type": "lora_experts"}, "data.mixture": MIXED},
+            "model.adapter.tasks: empty; expected the names of the sources in data.mixture: a, b",
+        ),
+        (
+            {"model.adapter": {"type": "lora_experts", "tasks": ["b", "a"], "num_experts": 3}, "data.mixture": MIXED},
+            "model.adapter.num_experts: 3 does not divide model.adapter.rank 16",
+        ),
+        (
+            {
+                "model.adapter": {"type": "lora_experts", "tasks": ["b", "a"]},
+                "data.mixture": MIXED,
+                "evaluation.path": __file__,
+            },
+            "evaluation.source_column: empty, so nobody knows which task of lora_experts a held-out row is of",
+        ),
+        (
+            {"model.adapter": {"type": "bitfit"}, "algorithm.type": "reward", "rewards.functions": []},
+            "model.adapter.type: bitfit is not there for reward models",
         ),
         (
             {"algorithm.type": "gropo"},

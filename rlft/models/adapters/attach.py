@@ -15,6 +15,12 @@ from torch import nn
 
 from rlft.config.adapters import AdapterConfig
 from rlft.errors import UserError
+from rlft.models.adapters.bitfit import BitFit
+from rlft.models.adapters.bottleneck import Bottlenecks
+from rlft.models.adapters.delta_lora import DeltaLora
+from rlft.models.adapters.lora_drop import LoraDrop
+from rlft.models.adapters.lora_experts import LoraExperts
+from rlft.models.adapters.own import OwnAdapter, Whole, alone, own_adapter
 
 _VERA_KEY = 0  # of the random projections that all layers share; the same in every process
 
@@ -23,7 +29,8 @@ def add_adapter(
     lm: nn.Module, adapter: AdapterConfig, seed: int, task: str = "CAUSAL_LM", names: Sequence[str] = ("default",),
     steps: int = 0, dtype: torch.dtype | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Wrap a model so that only adapters train (and with task SEQ_CLS the head).
+    """Wrap a model so that only adapters train (and with task SEQ_CLS the head). Kinds of ours (OWN) change the model
+    in place, and are for causal language models.
 
     Args:
         lm: a transformers model.
@@ -36,10 +43,12 @@ def add_adapter(
     Raises:
         UserError: the target modules match nothing.
     """
-    from peft import get_peft_model
-
     before = {id(p) for p in lm.parameters()}
     kind = dtype or next(p.dtype for p in lm.parameters() if p.is_floating_point())
+    if adapter.type in OWN:
+        return _add_own(lm, adapter, seed, kind)
+    from peft import get_peft_model
+
     with _drawn_from(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -60,6 +69,19 @@ def add_adapter(
     return wrapped  # type: ignore[return-value]
 
 
+def _add_own(lm: nn.Module, adapter: AdapterConfig, seed: int, dtype: torch.dtype) -> nn.Module:
+    with _drawn_from(seed):
+        try:
+            own = OWN[adapter.type](lm, adapter)
+        except ValueError as error:
+            raise UserError(_no_target(lm, adapter, error)) from error
+    for name, parameter in lm.named_parameters():
+        if name in own.names and parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    lm.rlft_adapter, lm.rlft_own = own, own.names  # type: ignore[assignment]
+    return lm
+
+
 def own_names(model: nn.Module) -> list[str]:
     """Names of the adapter's parameters, also of those that do not train; of all where there is no adapter."""
     own: Any = getattr(model, "rlft_own", None)
@@ -67,9 +89,14 @@ def own_names(model: nn.Module) -> list[str]:
 
 
 @contextlib.contextmanager
-def adapter_off(model: nn.Module) -> Iterator[None]:
+def adapter_off(model: nn.Module, writing: Whole = alone) -> Iterator[None]:
     """The model without its adapter for the length of this block. What trains stays marked as it is, which peft's own
-    switch would not leave alone."""
+    switch would not leave alone. `writing`: for parameters that are changed and may be split over ranks."""
+    own = own_adapter(model)
+    if own is not None:
+        with own.off(writing):
+            yield
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
@@ -147,6 +174,15 @@ BUILDERS: dict[str, Callable[[AdapterConfig, nn.Module, int], Any]] = {
     "vera": _vera,
     "ia3": _ia3,
     "ln_tuning": _ln_tuning,
+}
+
+
+OWN: dict[str, Callable[[nn.Module, AdapterConfig], OwnAdapter]] = {
+    "bitfit": BitFit,
+    "bottleneck": Bottlenecks,
+    "delta_lora": DeltaLora,
+    "lora_drop": LoraDrop,
+    "lora_experts": LoraExperts,
 }
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Whole = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]  # inside it these parameters are whole
+from rlft.models.adapters.own import Whole, alone, own_adapter
+
 _PREFIX = "base_model.model."
 
 
@@ -20,13 +20,20 @@ def plain_name(name: str) -> str:
 
 def merged_names(model: nn.Module) -> list[str]:
     """Plain names of the weights that the adapter changes, in the order of `merged_weights`."""
+    own = own_adapter(model)
+    if own is not None:
+        return [name for name, _ in own.merged(alone)]
     return [name for path, layer in _layers(model) for name in _names(path, layer)]
 
 
 @torch.no_grad()
-def merged_weights(model: nn.Module, whole: Whole = lambda _: nullcontext()) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(model: nn.Module, whole: Whole = alone) -> Iterator[tuple[str, Tensor]]:
     """Plain name and merged weight of each weight that the adapter changes, one layer at a time. The model itself is
     left as it was, to the last bit. `whole`: for weights that are split over ranks."""
+    own = own_adapter(model)
+    if own is not None:
+        yield from ((name, make()) for name, make in own.merged(whole))
+        return
     for path, layer in _layers(model):
         with whole(list(layer.parameters())):
             yield from zip(_names(path, layer), _merged(layer), strict=True)

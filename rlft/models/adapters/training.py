@@ -107,5 +107,8 @@ _KINDS: dict[str, type[AdapterTraining]] = {"lora_plus": LoraPlus, "adalora": Ad
 
 def adapter_training(model: nn.Module, adapter: AdapterConfig | None) -> AdapterTraining:
     """What the configured kind needs."""
+    own: Any = getattr(model, "rlft_adapter", None)  # a kind of ours: see own.py
+    if own is not None:
+        return own.training()
     kind = AdapterTraining if adapter is None else _KINDS.get(adapter.type, AdapterTraining)
     return kind(model, adapter)
