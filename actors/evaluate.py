@@ -85,7 +85,11 @@ def measure_perplexity(target: str, overrides: Sequence[str] = ()) -> dict[str, 
     prepare(config, config.generator.gpus)
     data = config.data.model_copy(update={"path": settings.path, "max_rows": settings.max_rows, "shuffle": False})
     examples = load_examples(
-        data, tokenizer, window=window(found.whole), seed=config.run.seed, end=end_tokens(found.whole, tokenizer)
+        data,
+        tokenizer,
+        window=window(found.whole, config.model.adapter),
+        seed=config.run.seed,
+        end=end_tokens(found.whole, tokenizer),
     )
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
     scorer = FrozenScorer(found.model(found.device), 1.0, budget, chunk, found.device)

@@ -54,9 +54,9 @@ def compare(target: str, path: str, against: str | None = None, overrides: Seque
 def _outcomes(golden: GoldenSet, target: Target) -> list[Outcome]:
     config = target.config
     params = replace(sampling_params(config), num_samples=1, temperature=0.0)
+    room = derived.window(config, window(target.whole, config.model.adapter))
     prompts = golden_prompts(
-        golden, config.data, target.tokenizer(), window=derived.window(config, window(target.whole)),
-        max_new_tokens=params.max_new_tokens,
+        golden, config.data, target.tokenizer(), window=room, max_new_tokens=params.max_new_tokens,
     )  # fmt: skip
     with serving(target) as generator:
         drawn = dict(draw(generator, prompts, params, config.run.seed, 0, target.version))

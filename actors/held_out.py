@@ -40,7 +40,7 @@ def measure_held_out(target: Target) -> Metrics:
     """Likelihood of held-out examples, the share of held-out pairs that are the right way round, and so on: see
     rlft.evaluation.held_out. Raises UserError for rows that cannot be used."""
     config, learner = target.config, target.config.learner
-    rows = load_held_out_rows(config, target.tokenizer(), window(target.whole))
+    rows = load_held_out_rows(config, target.tokenizer(), window(target.whole, config.model.adapter))
     asked: Any
     if makes_reward_model(config):
         asked = _Scores(target)

@@ -112,7 +112,7 @@ def _side(whose: str, target: Target) -> _Side:
     config = target.config
     data = config.data.model_copy(update={"max_rows": config.evaluation.max_rows, "shuffle": False})
     prompts = load_prompts(
-        data, target.tokenizer(), window=derived.window(config, window(target.whole)),
+        data, target.tokenizer(), window=derived.window(config, window(target.whole, config.model.adapter)),
         max_new_tokens=config.generator.max_new_tokens, seed=config.run.seed, path=config.evaluation.path,
     )  # fmt: skip
     return _Side(whose, target, prompts)

@@ -29,7 +29,7 @@ from rlft.evaluation.tasks import HeldOutTasks
 from rlft.evaluation.text_metrics import check_installed
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
-from rlft.models.load import window
+from rlft.models.load import counting_virtual, window
 from rlft.models.tiny import make_tiny_model
 from rlft.runs.console import Console
 from rlft.runs.folder import RunFolder
@@ -114,16 +114,18 @@ def _on_policy(
 
 
 def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console, dataset: Any) -> RunResult:
-    limit, held_out, again = window(str(config.model.path)), None, False
+    limit, held_out, again = window(str(config.model.path), config.model.adapter), None, False
     if learns_tasks(config):
         examples, of_tasks = load_tasks(config, tokenizer, limit)
         config = config.model_copy(update={"tasks": [rows.task for rows in examples.rows]})  # with the labels found
         held_out = HeldOutTasks(of_tasks) if of_tasks else None
     else:
-        examples = load_learning_rows(config, tokenizer, limit, dataset)
+        with counting_virtual(config.model.adapter):
+            examples = load_learning_rows(config, tokenizer, limit, dataset)
         again = examples.repeats(config.loop.steps * config.loop.prompts_per_step)
     if config.evaluation.path is not None:
-        held_out = HeldOut(load_held_out_rows(config, tokenizer, limit), config.algorithm)
+        with counting_virtual(config.model.adapter):
+            held_out = HeldOut(load_held_out_rows(config, tokenizer, limit), config.algorithm)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
         if not run.is_done():
@@ -144,11 +146,12 @@ def _prompts(
     config: Config, tokenizer: Any, data: DataConfig, environment: BoundEnvironment | None, rows: Any = None,
     path: str | None = None,
 ) -> Prompts:  # fmt: skip
-    prompts = all_prompts(
-        data, tokenizer, window=derived.window(config, window(str(config.model.path))),
-        max_new_tokens=config.generator.max_new_tokens,
-        seed=config.run.seed, rows=rows, path=path, tools=environment.tools if environment else None,
-    )  # fmt: skip
+    limit = derived.window(config, window(str(config.model.path), config.model.adapter))
+    with counting_virtual(config.model.adapter):
+        prompts = all_prompts(
+            data, tokenizer, window=limit, max_new_tokens=config.generator.max_new_tokens, seed=config.run.seed,
+            rows=rows, path=path, tools=environment.tools if environment else None,
+        )  # fmt: skip
     if environment is not None:
         for first in prompts.firsts:
             with naming(first.source):

@@ -16,6 +16,7 @@ from torch import nn
 
 from actors import inline, launch
 from rlft.config import Config, derived
+from rlft.config.adapters import SAVED_AS, AdapterConfig
 from rlft.config.checks import Purpose
 from rlft.config.derived import makes_reward_model
 from rlft.config.load import load_config
@@ -75,13 +76,22 @@ class Target:
 @contextmanager
 def serving(target: Target, environment: BoundEnvironment | None = None) -> Iterator[Generator]:
     """A generator with the target's weights, for the length of this block."""
-    with inline.generator(target.config, environment) as generator:
+    with inline.generator(_as_saved(target.config), environment) as generator:
         model = target.model("cpu")
         weights = Published(model, merged=derived.serving(target.config) == "merged")
         tensors = weights.tensors(Unsplit(), everything=True)
         generator.load(pack_weights(tensors, target.version, True, weights.always))
         del model, weights, tensors
         yield generator
+
+
+def _as_saved(config: Config) -> Config:
+    """With the kind of adapter that is in its checkpoints."""
+    adapter = config.model.adapter
+    if adapter is None or adapter.type not in SAVED_AS:
+        return config
+    plain = AdapterConfig.model_validate({"type": SAVED_AS[adapter.type], "num_tokens": adapter.num_tokens})
+    return config.model_copy(update={"model": config.model.model_copy(update={"adapter": plain})})
 
 
 def find_target(target: Path, overrides: Sequence[str], purpose: Purpose) -> Target:

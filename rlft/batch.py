@@ -183,52 +183,60 @@ def unpack(groups: Sequence[Group], values: np.ndarray) -> list[list[np.ndarray]
 
 
 Plan = list[list[list[Group]]]  # [rank][micro-batch] -> groups
-Deal = Callable[[Sequence[Group], int, int], Plan]
+Tokens = Callable[[Group], int]  # that a pack with this group feeds
+Deal = Callable[[Sequence[Group], int, int, Tokens], Plan]
 
 
 def plan_micro_batches(
-    groups: Sequence[Group], num_ranks: int, max_tokens: int, whole: bool = False
+    groups: Sequence[Group], num_ranks: int, max_tokens: int, whole: bool = False, ahead: int = 0
 ) -> list[list[list[Group]]]:
     """Deal groups out: [rank][micro-batch] -> groups. Every rank gets the same number of micro-batches (some perhaps
     empty: with ZeRO-3 all ranks must run in step), each about equally much work and, where single samples allow it, at
-    most `max_tokens` tokens. A group that is too large is split between its samples, unless groups stay `whole`."""
-    split = [[g] if whole else _split_group(g, max_tokens) for g in groups]
-    pieces = sorted((piece for part in split for piece in part), key=fed_tokens, reverse=True)
-    total = sum(min(fed_tokens(piece), max_tokens) for piece in pieces)
+    most `max_tokens` tokens, of which `ahead` virtual ones in each group. A group that is too large is split between
+    its samples, unless groups stay `whole`."""
+
+    def tokens(group: Group) -> int:
+        return fed_tokens(group) + ahead
+
+    split = [[g] if whole else _split_group(g, max_tokens, tokens) for g in groups]
+    pieces = sorted((piece for part in split for piece in part), key=tokens, reverse=True)
+    total = sum(min(tokens(piece), max_tokens) for piece in pieces)
     least = max(1, -(-total // (num_ranks * max_tokens)))
-    plans = [_first_that_fits(deal, pieces, num_ranks, least, max_tokens) for deal in (_by_tokens, _by_length)]
-    return min(plans, key=lambda plan: max(sum(map(_cost, rank)) for rank in plan))
+    plans = [_first_that_fits(deal, pieces, num_ranks, least, max_tokens, tokens) for deal in (_by_tokens, _by_length)]
+    return min(plans, key=lambda plan: max(sum(_cost(batch, tokens) for batch in rank) for rank in plan))
 
 
-def _first_that_fits(deal: Deal, pieces: Sequence[Group], num_ranks: int, least: int, max_tokens: int) -> Plan:
+def _first_that_fits(
+    deal: Deal, pieces: Sequence[Group], num_ranks: int, least: int, max_tokens: int, tokens: Tokens
+) -> Plan:
     """With as few micro-batches a rank as there can be."""
     per_rank = least
     while True:
-        plan = deal(pieces, num_ranks, per_rank)
-        fits = all(len(b) <= 1 or sum(map(fed_tokens, b)) <= max_tokens for rank in plan for b in rank)
+        plan = deal(pieces, num_ranks, per_rank, tokens)
+        fits = all(len(b) <= 1 or sum(map(tokens, b)) <= max_tokens for rank in plan for b in rank)
         if fits or per_rank >= len(pieces):
             return plan
         per_rank += 1
 
 
-def _by_tokens(pieces: Sequence[Group], num_ranks: int, per_rank: int) -> Plan:
+def _by_tokens(pieces: Sequence[Group], num_ranks: int, per_rank: int, tokens: Tokens) -> Plan:
     """The largest first, always into the emptiest micro-batch: the most even in tokens."""
     bins, load = [[] for _ in range(num_ranks * per_rank)], np.zeros(num_ranks * per_rank, dtype=np.int64)
     for piece in pieces:
         i = int(load.argmin())
         bins[i].append(piece)
-        load[i] += fed_tokens(piece)
+        load[i] += tokens(piece)
     return [bins[r * per_rank : (r + 1) * per_rank] for r in range(num_ranks)]
 
 
-def _by_length(pieces: Sequence[Group], num_ranks: int, per_rank: int) -> Plan:
+def _by_length(pieces: Sequence[Group], num_ranks: int, per_rank: int, tokens: Tokens) -> Plan:
     """Sequences of like lengths together, so that attention, whose rows are padded to the longest, pads little. The
     ranks' micro-batches of the same number are about as long as each other."""
     bins: list[list[Group]] = [[] for _ in range(num_ranks * per_rank)]
-    left, at = sum(map(fed_tokens, pieces)), 0
+    left, at = sum(map(tokens, pieces)), 0
     target, load = left / len(bins), 0
     for piece in sorted(pieces, key=_longest, reverse=True):
-        size = fed_tokens(piece)
+        size = tokens(piece)
         if bins[at] and load + size / 2 > target and at + 1 < len(bins):
             left, at, load = left - load, at + 1, 0
             target = left / (len(bins) - at)
@@ -241,17 +249,17 @@ def _longest(group: Group) -> int:
     return max((len(s.token_ids) for s in group.samples), default=0)
 
 
-def _cost(groups: Sequence[Group]) -> float:
+def _cost(groups: Sequence[Group], tokens: Tokens) -> float:
     """Of a micro-batch, in tokens: attention over rows padded to the longest costs as much as everything else where a
     row has about 6000 tokens (six times a width of 1024)."""
     rows = sum(len(group.samples) for group in groups)
-    return sum(map(fed_tokens, groups)) + rows * max(map(_longest, groups), default=0) ** 2 / 6000
+    return sum(map(tokens, groups)) + rows * max(map(_longest, groups), default=0) ** 2 / 6000
 
 
-def _split_group(group: Group, max_tokens: int) -> list[Group]:
+def _split_group(group: Group, max_tokens: int, tokens: Tokens) -> list[Group]:
     pieces: list[list[Sample]] = []
     for sample in group.samples:
-        if pieces and fed_tokens(group.with_samples([*pieces[-1], sample])) <= max_tokens:
+        if pieces and tokens(group.with_samples([*pieces[-1], sample])) <= max_tokens:
             pieces[-1].append(sample)
         else:
             pieces.append([sample])

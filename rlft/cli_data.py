@@ -150,7 +150,7 @@ def _limits(config: Config, purpose: Purpose | None, stack: ExitStack) -> ModelL
         path = stack.enter_context(tempfile.TemporaryDirectory())
         make_tiny_model(config.model.tiny, Path(path), config.run.seed)
     tokenizer = load_tokenizer(path, config.model.chat_template)
-    size, tools = window(path), None
+    size, tools = window(path, config.model.adapter), None
     if purpose == "prompts":
         size = derived.window(config, size)
         tools = _tools(config)

@@ -97,9 +97,10 @@ def alone(groups: Sequence[Group]) -> list[Group]:
 
 
 def plain_logprobs(model: Any, sample: Sample, temperature: float = 1.0) -> torch.Tensor:
-    """Log-prob of each trained token by an ordinary forward pass of a transformers model over one sequence."""
+    """Log-prob of each trained token by an ordinary forward pass of a transformers or peft model over one sequence."""
     ids = torch.from_numpy(sample.token_ids.astype(np.int64))
-    logprobs = torch.log_softmax(model(input_ids=ids[None]).logits[0].float() / temperature, -1)
+    logits = model(input_ids=ids[None]).logits[0, -len(ids) :]  # peft's may have those of virtual tokens before them
+    logprobs = torch.log_softmax(logits.float() / temperature, -1)
     at = torch.from_numpy(np.flatnonzero(sample.loss_mask))
     return logprobs[at - 1, ids[at]]
 

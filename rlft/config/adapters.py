@@ -19,6 +19,7 @@ class AdapterConfig(Section):
     type: Literal[
         "lora", "dora", "pissa", "lora_plus", "lora_fa", "adalora", "vera", "ia3", "ln_tuning",
         "bitfit", "bottleneck", "delta_lora", "lora_drop", "lora_experts",
+        "prompt", "p_tuning", "prefix", "p_tuning_v2",
     ] = "lora"  # fmt: skip
     """The kind of adapter. docs/adapters.md says what each can do."""
     rank: int = Field(default=16, ge=1)
@@ -63,6 +64,16 @@ class AdapterConfig(Section):
     """For lora_experts: width of the vector that stands for a task in the gate."""
     tasks: list[str] = []
     """For lora_experts: the tasks, which are names of the sources of data.mixture."""
+    num_tokens: int = Field(default=16, ge=1)
+    """For prompt, p_tuning, prefix and p_tuning_v2: virtual tokens before the text, counted in the model's window."""
+    init_text: str | None = Field(default=None, min_length=1)
+    """For prompt and prefix: a text that the virtual tokens begin as, repeated where it has fewer than num_tokens.
+    Empty: a prompt begins as tokens drawn from the vocabulary, a prefix with small random numbers."""
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """For p_tuning: what makes the virtual tokens."""
+    projection_size: int | None = Field(default=None, ge=1)
+    """For p_tuning and p_tuning_v2: width of the hidden layer of what makes the virtual tokens. Empty: as wide as what
+    it makes for one token in one place."""
 
 
 class AdapterKind(NamedTuple):
@@ -76,6 +87,11 @@ class AdapterKind(NamedTuple):
     quantized: bool = True  # the base may be quantized
     reference: bool = True  # with the adapter off it is the model that training began from
     targeted: bool = True  # target_modules says where it is
+    virtual: bool = False  # it puts num_tokens virtual tokens before the text
+
+
+def _virtual(*keys: str, source: str) -> AdapterKind:
+    return AdapterKind(("num_tokens", *keys), source, None, merges=False, targeted=False, virtual=True)
 
 
 _LORA = ("rank", "alpha", "rank_stabilized", "dropout")
@@ -108,7 +124,17 @@ KINDS: dict[str, AdapterKind] = {
         (*_LORA, "num_experts", "gate_size", "tasks"), "Liu et al. 2023, arXiv:2310.18339", None, merges=False,
         quantized=False,
     ),
+    "prompt": _virtual("init_text", source="Lester et al. 2021, arXiv:2104.08691"),
+    "p_tuning": _virtual("encoder", "projection_size", source="Liu et al. 2021, arXiv:2103.10385"),
+    "prefix": _virtual("init_text", source="Li & Liang 2021, arXiv:2101.00190"),
+    "p_tuning_v2": _virtual("projection_size", source="Liu et al. 2022, arXiv:2110.07602"),
 }  # fmt: skip
+SAVED_AS = {"p_tuning": "prompt", "p_tuning_v2": "prefix"}  # what is saved is what their encoders make
+
+
+def num_virtual_tokens(adapter: AdapterConfig | None) -> int:
+    """How many virtual tokens stand before every text."""
+    return adapter.num_tokens if adapter is not None and KINDS[adapter.type].virtual else 0
 
 
 def lora_scale(adapter: AdapterConfig) -> float:

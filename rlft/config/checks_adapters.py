@@ -45,12 +45,15 @@ ADAPTER_RULES = (
 def check_adapter(config: Config, given: Any) -> Iterator[Problem]:
     """What this kind of adapter can do, and what it is asked for."""
     adapter = config.model.adapter
-    if adapter is None or given.purpose != "train":
+    if adapter is None:
         return
     kind, name = KINDS[adapter.type], adapter.type
-    if draws(config) and generator_engine(config) == "vllm" and kind.served is None:
+    generates = draws(config) or given.purpose != "train"
+    if generates and generator_engine(config) == "vllm" and kind.served is None:
         yield Problem("model.adapter.type", f"{name} cannot be served by vLLM; expected generator.engine transformers")
-    if makes_reward_model(config) and name in _SPECIAL:
+    if given.purpose != "train":
+        return
+    if makes_reward_model(config) and (name in _SPECIAL or kind.virtual):
         yield Problem("model.adapter.type", f"{name} is not there for reward models; expected lora, dora or another")
     if learns_tasks(config) and name not in _FOR_TASKS:
         yield Problem("model.adapter.type", f"{name} is not there for tasks; expected {' or '.join(_FOR_TASKS)}")

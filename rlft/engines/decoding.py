@@ -125,10 +125,10 @@ class Decoding:
         """One pass over these sequences: logits [sequences, V] behind each, and what to decode from."""
         lengths = [len(s) for s in sequences]
         self._policy.use_sources(lambda: (sources, np.repeat(np.arange(len(sources)), lengths)[None]))
-        layout = PrefillLayout(lengths, self._device)
+        layout = PrefillLayout(lengths, self._device, self._policy.ahead())
         ids = torch.from_numpy(np.concatenate(sequences)).to(self._device, torch.int64)
-        hidden = self._policy.hidden(ids[None], layout.position_ids()[None], layout)[0]
-        return self._policy.logits(hidden[layout.trunks.lengths.cumsum(0) - 1]), layout
+        last = torch.from_numpy(np.cumsum(lengths) - 1).to(self._device)
+        return self._policy.logits(self._policy.packed(ids, layout)[last]), layout
 
 
 def _parts(sequences: Sequence[np.ndarray]) -> list[list[np.ndarray]]:

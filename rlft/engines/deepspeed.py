@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rlft.config.roles import TrainedConfig
 from rlft.engines.weights import BUCKET_BYTES
 from rlft.models.adapters.own import own_adapter, write_own
+from rlft.models.adapters.virtual import with_encoder_of
 
 _TAG = "state"  # name of DeepSpeed's own folder in a checkpoint
 
@@ -174,7 +175,9 @@ class ZeroEngine:
             write_own(own, dict(tensors), folder)
         elif self._where.rank == 0:
             buffers = {name: t for name, t in model.state_dict().items() if name not in parameters}
-            model.save_pretrained(folder, state_dict=None if self.stage < 3 else dict(tensors) | buffers)
+            whole = None if self.stage < 3 else dict(tensors) | buffers
+            with with_encoder_of(model, whole) if whole else contextlib.nullcontext():
+                model.save_pretrained(folder, state_dict=whole)
         else:
             deque(tensors, maxlen=0)
 

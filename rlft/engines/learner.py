@@ -15,6 +15,7 @@ from rlft.algorithms.sampler import MISMATCH
 from rlft.algorithms.statistics import joined, metrics_of
 from rlft.batch import plan_micro_batches
 from rlft.config import Config
+from rlft.config.adapters import num_virtual_tokens
 from rlft.config.derived import compares, learning_rate, mismatch_stop
 from rlft.config.roles import TrainedConfig
 from rlft.engines.scoring import in_order
@@ -30,15 +31,19 @@ Call = Callable[[str, Sequence[tuple[Any, ...]]], list[Any]]  # method, argument
 class Ranks:
     """The ranks of one trained model."""
 
-    def __init__(self, section: str, settings: TrainedConfig, call: Call, whole_groups: bool = False) -> None:
-        """`section` of the configuration, for messages."""
+    def __init__(
+        self, section: str, settings: TrainedConfig, call: Call, whole_groups: bool = False, ahead: int = 0
+    ) -> None:
+        """`section` of the configuration, for messages. `ahead`: virtual tokens before every text."""
         self._section, self._settings, self._call, self._whole = section, settings, call, whole_groups
+        self._ahead = ahead
         self.num_ranks = settings.num_ranks
         self._skipped_in_a_row = 0
 
     def plan(self, groups: Sequence[Group]) -> list[list[list[Group]]]:
         """Micro-batches for each rank."""
-        return plan_micro_batches(groups, self.num_ranks, self._settings.tokens_per_micro_batch, self._whole)
+        budget = self._settings.tokens_per_micro_batch
+        return plan_micro_batches(groups, self.num_ranks, budget, self._whole, self._ahead)
 
     def score(self, method: str, groups: Sequence[Group]) -> list[list[np.ndarray]]:
         """What a method of the ranks says of each sample."""
@@ -74,7 +79,8 @@ class RankedLearner:
     def __init__(self, config: Config, call: Call) -> None:
         self._config, self._call = config, call
         pairs = compares(config.algorithm)  # whose two samples must meet in one pack
-        self._ranks = Ranks("learner", config.learner, call, whole_groups=pairs)
+        ahead = num_virtual_tokens(config.model.adapter)
+        self._ranks = Ranks("learner", config.learner, call, whole_groups=pairs, ahead=ahead)
 
     def _same(self, *args: Any) -> list[tuple[Any, ...]]:
         return [args] * self._ranks.num_ranks

@@ -29,6 +29,6 @@ def make_episodes(
     config: Config, environment: BoundEnvironment, generator: Generator, runner: Runner
 ) -> EpisodeGenerator:
     """`generator` with the configured environment around it, whose instances live in `runner`."""
-    room = derived.window(config, window(str(config.model.path)))
+    room = derived.window(config, window(str(config.model.path), config.model.adapter))
     limits = Limits(environment.settings.max_turns, room, config.cluster.stage_timeout_s)
     return EpisodeGenerator(generator, runner, make_turns(config, environment), limits)

@@ -2,22 +2,31 @@
 
 A pack is one long row of tokens: first the trunks (prompts, or whole sequences), then the branches (completions), each
 of which continues one trunk. A trunk that several branches share is computed once. Everything but attention sees only
-real tokens; attention itself works on rows padded to the longest.
+real tokens; attention itself works on rows padded to the longest. Some adapters put virtual tokens before every trunk.
 
 Knows nothing about losses, samples or engines. Shape letters: N tokens of the pack, S trunks, C branches, L length of a
-padded row, H query heads, K key/value heads, D size of a head.
+padded row, P virtual tokens, H query heads, K key/value heads, D size of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 ATTENTION = "rlft"  # name under which transformers finds `attend`
+
+
+class Ahead(NamedTuple):
+    """What stands before every trunk, in the places 0 .. P - 1: tokens of which only embeddings are given, that go
+    through the model as others do, or the keys and values that each layer would make of tokens."""
+
+    count: int  # P
+    embeddings: Tensor | None = None  # [P, hidden]
+    keys_values: Sequence[tuple[Tensor, Tensor]] | None = None  # of each layer [K, P, D]
 
 
 class Layout(Protocol):
@@ -88,22 +97,60 @@ class PackedLayout:
         branch_lengths: Sequence[int] = (),
         branch_trunks: Sequence[int] = (),
         device: torch.device | str = "cpu",
+        ahead: Ahead | None = None,
     ) -> None:
-        """`branch_trunks[c]` is the trunk that branch c continues. All lengths are at least 1."""
+        """`branch_trunks[c]` is the trunk that branch c continues. All lengths are at least 1, and those of real
+        tokens: with embeddings `ahead`, the trunks' rows begin with these."""
         device = torch.device(device)
-        self.trunks = _Rows(0, trunk_lengths, device)
-        self.branches = _Rows(sum(trunk_lengths), branch_lengths, device) if branch_lengths else None
+        self._sizes, self.ahead = (trunk_lengths, branch_lengths, branch_trunks), ahead
+        num_fed = 0 if ahead is None or ahead.embeddings is None else ahead.count
+        self._first = 0 if ahead is None else ahead.count - num_fed  # the place where a trunk's row begins
+        rows = [num_fed + length for length in trunk_lengths]
+        self.trunks = _Rows(0, rows, device)
+        self.branches = _Rows(sum(rows), branch_lengths, device) if branch_lengths else None
         self._trunk_of = torch.tensor(branch_trunks, dtype=torch.int64, device=device)
-        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
-        self._longest = max(trunk_lengths) + max(branch_lengths, default=0)
+        self._masks: dict[tuple[str, int | None, torch.dtype], Tensor] = {}
+        self._longest = self._first + max(rows) + max(branch_lengths, default=0)
+
+    def behind(self, ahead: Ahead | None) -> PackedLayout:
+        """The same pack with this before every trunk."""
+        return self if ahead is None else PackedLayout(*self._sizes, self._trunk_of.device, ahead)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [S]: places of each trunk, with what stands before it."""
+        return self._first + self.trunks.lengths
+
+    @property
+    def width(self) -> int:
+        """Of the longest."""
+        return self._first + self.trunks.width
+
+    def fed(self) -> tuple[Tensor, Tensor]:
+        """With embeddings ahead: for each place that is fed to the model, which of [virtual tokens, tokens of the pack]
+        stands there, int64 [N + S * P]; and the places of the tokens of the pack, int64 [N]."""
+        assert self.ahead is not None
+        count, (trunks, branches, _), device = self.ahead.count, self._sizes, self._trunk_of.device
+        lengths, trunk = torch.tensor(trunks, device=device), torch.arange(len(trunks), device=device)
+        of_trunks = (1 + trunk).repeat_interleave(lengths, output_size=sum(trunks))
+        begun = torch.cat([of_trunks, of_trunks.new_full((sum(branches),), len(trunks))])  # trunks, at each token
+        token, virtual = torch.arange(len(begun), device=device), torch.arange(count, device=device)
+        places = token + count * begun
+        source = places.new_empty(len(token) + count * len(trunks))
+        source[places] = count + token
+        first = lengths.cumsum(0) - lengths + count * trunk  # place of each row's beginning
+        source[(first[:, None] + virtual).flatten()] = virtual.repeat(len(trunks))
+        return source, places
 
     def position_ids(self) -> Tensor:
-        """int64 [N]: a trunk counts from 0, a branch goes on where its trunk ended."""
+        """int64 [places that are fed]: a trunk counts from 0, or from behind keys and values ahead of it; a branch goes
+        on where its trunk ended."""
         device = self._trunk_of.device
-        rows = self.trunks.unpad(torch.arange(self.trunks.width, device=device).expand(self.trunks.num, -1))
+        places = torch.arange(self._first, self.width, device=device)
+        rows = self.trunks.unpad(places.expand(self.trunks.num, -1))
         if self.branches is None:
             return rows
-        first = self.trunks.lengths[self._trunk_of][:, None]
+        first = self.lengths[self._trunk_of][:, None]
         return torch.cat([rows, self.branches.unpad(first + torch.arange(self.branches.width, device=device))])
 
     def sequence_lengths(self) -> Tensor:
@@ -122,8 +169,10 @@ class PackedLayout:
         if window is not None and window >= self._longest:
             window = None
         qs, ks, vs = (self.trunks.pad(x).transpose(1, 2) for x in (q, k, v))  # [S, heads, L, D]
+        if self.ahead is not None and self.ahead.keys_values is not None:
+            ks, vs = (_joined(x, y) for x, y in zip(self.ahead.keys_values[layer], (ks, vs), strict=True))
         self.keep(layer, ks, vs)
-        mask = None if window is None else self._trunk_mask(window, q.dtype)
+        mask = None if window is None and self._first == 0 else self._trunk_mask(window, q.dtype)
         out = F.scaled_dot_product_attention(
             qs, ks, vs, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=qs.shape[1] != ks.shape[1]
         )
@@ -140,22 +189,25 @@ class PackedLayout:
         return out.unsqueeze(0)
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Called with the trunks' keys and values [S, K, L, D] of each layer; a cache may keep them."""
+        """Called with the trunks' keys and values [S, K, L, D] of each layer, those ahead before them; a cache may keep
+        them."""
 
-    def _trunk_mask(self, window: int, dtype: torch.dtype) -> Tensor:
-        if (window, dtype) not in self._masks:
-            at = torch.arange(self.trunks.width, device=self._trunk_of.device)
-            self._masks[(window, dtype)] = _additive(_visible(at[:, None], at, window), dtype)
-        return self._masks[(window, dtype)]
+    def _trunk_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[L, P + L], or [L, L] without keys ahead"""
+        key = ("trunk", window, dtype)
+        if key not in self._masks:
+            at = torch.arange(self.width, device=self._trunk_of.device)
+            self._masks[key] = _additive(_visible(at[self._first :, None], at, window), dtype)
+        return self._masks[key]
 
     def _branch_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[C or 1, 1, L of branches, L of trunks + L of branches]"""
-        key = (None if window is None else -window, dtype)
+        """[C or 1, 1, L of branches, P + L of trunks + L of branches]"""
+        key = ("branch", window, dtype)
         if key not in self._masks:
             assert self.branches is not None
             device = self._trunk_of.device
-            trunk_at, branch_at = (torch.arange(rows.width, device=device) for rows in (self.trunks, self.branches))
-            length = self.trunks.lengths[self._trunk_of][:, None]  # [C, 1]
+            trunk_at, branch_at = (torch.arange(n, device=device) for n in (self.width, self.branches.width))
+            length = self.lengths[self._trunk_of][:, None]  # [C, 1]
             if self.trunks.uniform:
                 length = length[:1]
             here = length + branch_at  # position of each branch token
@@ -164,6 +216,11 @@ class PackedLayout:
             visible = _visible(here[:, :, None], there[:, None, :], window) & real[:, None, :]
             self._masks[key] = _additive(visible, dtype)[:, None]
         return self._masks[key]
+
+
+def _joined(ahead: Tensor, rows: Tensor) -> Tensor:
+    """[K, P, D] and [S, K, L, D] -> [S, K, P + L, D]"""
+    return torch.cat([ahead.to(rows.dtype).expand(len(rows), -1, -1, -1), rows], 2)
 
 
 def _visible(query_at: Tensor, key_at: Tensor, window: int | None) -> Tensor:
@@ -178,24 +235,27 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 class PrefillLayout(PackedLayout):
     """A pack of trunks whose keys and values are kept, to be decoded from."""
 
-    def __init__(self, trunk_lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
-        super().__init__(trunk_lengths, device=device)
+    def __init__(
+        self, trunk_lengths: Sequence[int], device: torch.device | str = "cpu", ahead: Ahead | None = None
+    ) -> None:
+        super().__init__(trunk_lengths, device=device, ahead=ahead)
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Remember the layer's keys and values, [S, K, L, D]."""
+        """Remember the layer's keys and values, [S, K, L, D], with those of what stands ahead."""
         self.kept[layer] = (key, value)
 
     @classmethod
     def joined(cls, parts: Sequence[PrefillLayout]) -> PrefillLayout:
-        """The trunks of all parts, and what each part has kept; the parts are left empty."""
+        """The trunks of all parts, and what each part has kept; the parts are left empty. What stood ahead of a trunk
+        is now a part of it."""
         if len(parts) == 1:
             return parts[0]
-        lengths = torch.cat([part.trunks.lengths for part in parts])
+        lengths = torch.cat([part.lengths for part in parts])
         whole = cls(lengths.tolist(), lengths.device)
         for layer in list(parts[0].kept):
             keys, values = zip(*(part.kept.pop(layer) for part in parts), strict=True)
-            whole.kept[layer] = (_stacked(keys, whole.trunks.width), _stacked(values, whole.trunks.width))
+            whole.kept[layer] = (_stacked(keys, whole.width), _stacked(values, whole.width))
         return whole
 
 
@@ -210,8 +270,8 @@ class DecodeLayout:
 
     def __init__(self, prefill: PrefillLayout, copies: int, room: int) -> None:
         """Each trunk is copied `copies` times, with room for `room` new tokens to begin with."""
-        self._length = prefill.trunks.width  # columns in use
-        self.positions = prefill.trunks.lengths.repeat_interleave(copies)  # int64 [B], of the next token
+        self._length = prefill.width  # columns in use
+        self.positions = prefill.lengths.repeat_interleave(copies)  # int64 [B], of the next token
         column = torch.arange(self._length, device=self.positions.device)
         real = column < self.positions[:, None]
         self._real = None if bool(real.all()) else real  # bool [B, columns]; None: no padding anywhere

@@ -5,12 +5,15 @@ Knows nothing about engines or Ray. A model that cannot be loaded is a UserError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from rlft.config.adapters import AdapterConfig, num_virtual_tokens
 from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import OWN, add_adapter
@@ -53,15 +56,40 @@ def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device |
     return lm
 
 
-def window(path: str) -> int:
-    """Longest sequence of the model in tokens, from its configuration."""
+def window(path: str, adapter: AdapterConfig | None = None) -> int:
+    """Longest text of the model at `path` in tokens, from its configuration: its window, less the adapter's virtual
+    tokens. Raises UserError when these leave nothing."""
     from transformers import AutoConfig
 
     try:
         config: Any = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(cannot_load(path, error)) from error
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30))
+    size, virtual = (
+        int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30)),
+        num_virtual_tokens(adapter),
+    )
+    if size - virtual < 2:
+        raise UserError(
+            f"model.adapter.num_tokens: {virtual} virtual tokens leave no room for text in the model's window of "
+            f"{size} tokens; expected at most {size - 2}"
+        )
+    return size - virtual
+
+
+@contextmanager
+def counting_virtual(adapter: AdapterConfig | None) -> Iterator[None]:
+    """Says in a UserError about the window that virtual tokens take a part of it."""
+    try:
+        yield
+    except UserError as error:
+        num = num_virtual_tokens(adapter)
+        if adapter is None or num == 0 or "window" not in str(error):
+            raise
+        raise UserError(
+            f"{error} The window is the model's less the {num} virtual tokens of model.adapter.type {adapter.type} "
+            "(model.adapter.num_tokens)."
+        ) from None
 
 
 def num_logits(path: str) -> int:

@@ -17,7 +17,8 @@ from rlft.batch import Pack
 from rlft.errors import UserError
 from rlft.models.adapters.attach import adapter_off
 from rlft.models.adapters.own import own_adapter
-from rlft.models.attention import ATTENTION, PackedLayout, attend
+from rlft.models.adapters.virtual import ahead_of
+from rlft.models.attention import ATTENTION, Ahead, PackedLayout, attend
 from rlft.models.logprobs import log_softmax, token_logprobs
 
 
@@ -128,8 +129,8 @@ class Policy(nn.Module):
             with sourceless:
                 check_packed(
                     lm, plain,
-                    lambda ids, positions, layout: self.logits(self.hidden(ids[None], positions[None], layout))[0],
-                    lambda ids: lm(input_ids=ids[None], use_cache=False).logits[0],
+                    lambda ids, positions, layout: self.logits(self.packed(ids, layout.behind(self.ahead()))),
+                    lambda ids: model(input_ids=ids[None], use_cache=False).logits[0, -len(ids) :],
                 )  # fmt: skip
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, layout: Any) -> Tensor:
@@ -147,6 +148,23 @@ class Policy(nn.Module):
             sources, source_of = told()
             own.use_sources(tuple(sources), torch.as_tensor(source_of, device=next(self.model.parameters()).device))
 
+    def ahead(self) -> Ahead | None:
+        """What the adapter puts before every trunk, if it does, for one pass."""
+        return ahead_of(self.model)
+
+    def packed(self, input_ids: Tensor, layout: PackedLayout) -> Tensor:
+        """Last hidden states [N, hidden] of the tokens of a pack, [N]."""
+        if layout.ahead is None or layout.ahead.embeddings is None:
+            return self.hidden(input_ids[None], layout.position_ids()[None], layout)[0]
+        lm: Any = causal_lm(self.model)
+        embedded = lm.get_input_embeddings()(input_ids[None])[0]
+        source, places = layout.fed()
+        fed = torch.cat([layout.ahead.embeddings.to(embedded.dtype), embedded]).index_select(0, source)
+        hidden = lm.base_model(
+            inputs_embeds=fed[None], position_ids=layout.position_ids()[None], use_cache=False, layout=layout
+        ).last_hidden_state
+        return hidden[0].index_select(0, places)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states."""
         return self._scores.logits(hidden)
@@ -161,7 +179,7 @@ class Policy(nn.Module):
     def predicting(self, pack: Pack) -> Tensor:
         """The hidden state that predicts each target, [M, hidden]."""
         self.use_sources(lambda: (pack.sources, pack.fed_for[None]))
-        hidden = self.hidden(pack.input_ids[None], pack.position_ids[None], pack.layout)[0]
+        hidden = self.packed(pack.input_ids, pack.layout.behind(self.ahead()))
         return hidden.index_select(0, pack.predict_from)
 
     def top_tokens(self, pack: Pack, temperature: float, count: int, width: int) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,23 @@ def test_an_adapter(task: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert found == logged(run, 4) != logged(run, 0), "the adapter counts"
 
 
+@pytest.mark.parametrize("kind", ["prompt", "p_tuning", "prefix", "p_tuning_v2"])
+def test_virtual_tokens(
+    task: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Checkpoints hold what the encoder of virtual tokens made, and no encoder."""
+    changes = {**EVALUATED, "model.adapter": {"type": kind, "num_tokens": 4}, "learner.lr": 0.1}
+    train_here(task, write_config(task, kind, GRPO, changes))
+    monkeypatch.chdir(task)
+    assert cli.main(["eval", f"runs/{kind}"]) == 0
+    found = answers(capsys.readouterr().out)
+    found.pop("checkpoint")
+    run = task / "runs" / kind
+    assert found == logged(run, 4) != logged(run, 0), "the virtual tokens count"
+    assert cli.main(["eval", f"runs/{kind}", "--generator.engine", "vllm"]) == 2
+    assert f"{kind} cannot be served by vLLM" in capsys.readouterr().err
+
+
 def test_other_data_and_samples(
     task: Path, full: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ PPO = {  # a critic with an optimizer of its own, and a KL coefficient that move
     "algorithm.kl_target": 0.01, "algorithm.kl_horizon": 50, "critic.lr": 1e-3,
 }  # fmt: skip
 LORA = {"type": "lora", "rank": 4, "dropout": 0.1}
+P_TUNING = {"type": "p_tuning", "num_tokens": 4, "encoder": "lstm"}
 
 
 def killed_in_the_middle(task: Path, config: str, *words: str, after: int) -> list[psutil.Process]:
@@ -106,6 +107,7 @@ def test_local(task: Path, uninterrupted: Path) -> None:
     [
         ("stale", {"loop.max_staleness": 1, "loop.in_flight": False}, "model.safetensors"),
         ("lora", {"model.adapter": LORA, "learner.lr": 3e-2}, "adapter_model.safetensors"),
+        ("p_tuning", {"model.adapter": P_TUNING, "learner.lr": 3e-2}, "adapter_model.safetensors"),
         ("ppo", PPO, "model.safetensors"),
     ],
 )

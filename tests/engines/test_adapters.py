@@ -42,6 +42,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bottleneck": {"bottleneck_size": 6},
     "lora_drop": {"rank": 4, "sample_steps": 2, "keep_share": 0.3},
     "lora_experts": {"rank": 4, "num_experts": 2, "gate_size": 3, "tasks": ["a", "b"]},
+    "prompt": {"num_tokens": 5},
+    "p_tuning": {"num_tokens": 5, "encoder": "lstm"},
+    "prefix": {"num_tokens": 5},
+    "p_tuning_v2": {"num_tokens": 5, "projection_size": 640},
 }
 ALSO = {"lora_experts": {"data.mixture": [{"path": __file__, "name": name} for name in "ab"]}}  # files that exist
 MODELS = {"bitfit": "biased_folder", "lora_drop": "deep_folder"}

@@ -21,6 +21,7 @@ from rlft.models.adapters.delta_lora import DeltaLora
 from rlft.models.adapters.lora_drop import LoraDrop
 from rlft.models.adapters.lora_experts import LoraExperts
 from rlft.models.adapters.own import OwnAdapter, Whole, alone, own_adapter
+from rlft.models.adapters.virtual import has_virtual_tokens, start
 
 _VERA_KEY = 0  # of the random projections that all layers share; the same in every process
 
@@ -57,6 +58,8 @@ def add_adapter(
             wrapped = get_peft_model(lm, settings, names[0])  # type: ignore[arg-type]
             for name in names[1:]:
                 wrapped.add_adapter(name, settings)
+            if adapter.type in ("prompt", "prefix"):
+                start(wrapped, adapter)
         except ValueError as error:
             raise UserError(_no_target(lm, adapter, error)) from error
     for name, parameter in wrapped.named_parameters():
@@ -100,13 +103,18 @@ def adapter_off(model: nn.Module, writing: Whole = alone) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    whole: Any = model
     for layer in layers:
         layer._disable_adapters = True
+    if has_virtual_tokens(model):
+        whole._adapters_disabled = True  # which rlft.models.adapters.virtual asks
     try:
         yield
     finally:
         for layer in layers:
             layer._disable_adapters = False
+        if has_virtual_tokens(model):
+            whole._adapters_disabled = False
 
 
 def norm_names(lm: nn.Module) -> list[str]:
@@ -164,6 +172,23 @@ def _ln_tuning(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
     return LNTuningConfig(target_modules=norm_names(lm))
 
 
+def _virtual(adapter: AdapterConfig, lm: nn.Module, steps: int) -> Any:
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    num, width = adapter.num_tokens, adapter.projection_size
+    if adapter.type == "prompt":
+        return PromptTuningConfig(num_virtual_tokens=num)
+    if adapter.type == "p_tuning":
+        return PromptEncoderConfig(
+            num_virtual_tokens=num, encoder_reparameterization_type=adapter.encoder.upper(),
+            encoder_hidden_size=width,  # pyright: ignore[reportArgumentType]
+        )  # fmt: skip
+    projects = adapter.type == "p_tuning_v2"
+    return PrefixTuningConfig(
+        num_virtual_tokens=num, prefix_projection=projects, encoder_hidden_size=width,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+
+
 BUILDERS: dict[str, Callable[[AdapterConfig, nn.Module, int], Any]] = {
     "lora": _lora,
     "dora": _lora,
@@ -174,6 +199,10 @@ BUILDERS: dict[str, Callable[[AdapterConfig, nn.Module, int], Any]] = {
     "vera": _vera,
     "ia3": _ia3,
     "ln_tuning": _ln_tuning,
+    "prompt": _virtual,
+    "p_tuning": _virtual,
+    "prefix": _virtual,
+    "p_tuning_v2": _virtual,
 }
 
 
