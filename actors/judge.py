@@ -200,6 +200,7 @@ def _identity(target: Target) -> str:
     else:
         content = str(folder)  # a name on the Hub
     more = [model.dtype, model.chat_template, str(model.path) if model.adapter is not None else None]
+    more += [] if model.quantization is None else [model.quantization.model_dump()]
     return f"{folder.name} {_digest([content, more])}"
 
 

@@ -30,6 +30,7 @@ from rlft.evaluation.text_metrics import check_installed
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
 from rlft.models.load import counting_virtual, window
+from rlft.models.quantization import check_quantization
 from rlft.models.tiny import make_tiny_model
 from rlft.runs.console import Console
 from rlft.runs.folder import RunFolder
@@ -65,6 +66,7 @@ def train(
     """Run a configuration to its end. Data, rewards and model are looked at before any actor starts."""
     inline = config.cluster.mode == "inline"
     prepare(config, (config.learner.gpus + config.generator.gpus + config.scorer.gpus) if inline else 0)
+    check_quantization(config.model, _learner_device(config))
     reward_set, environment = None, None
     if draws(config):
         check_engine(config)
@@ -82,6 +84,13 @@ def train(
         if reward_set is None:
             return _offline(config, folder, tokenizer, console, dataset)
         return _on_policy(config, folder, tokenizer, console, reward_set, environment, dataset)
+
+
+def _learner_device(config: Config) -> str:
+    """Where the learner computes, as far as this process can see: a driver may have no GPU."""
+    import torch
+
+    return "cuda" if config.learner.gpus > 0 and torch.cuda.is_available() else "cpu"
 
 
 def with_model(config: Config, folder: Path, anew: bool = False) -> Config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from rlft.config.checks_adapters import check_adapter
+from rlft.config.checks_adapters import check_adapter, check_quantized
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
 from rlft.config.checks_mixture import NO_CUTTING, check_mixture
 from rlft.config.derived import (
@@ -371,6 +371,7 @@ CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
     check_evaluation,
     check_trained,
     check_adapter,
+    check_quantized,
     check_mismatch,
     check_inline,
     check_environment,

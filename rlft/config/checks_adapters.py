@@ -37,6 +37,11 @@ def _unused(name: str) -> Rule:
 
 
 ADAPTER_RULES = (
+    Rule(
+        lambda config: config.model.quantization is not None and config.model.quantization.type == "int8",
+        ("model.quantization.double",),
+        "model.quantization.type is int8, which has one scale for each row",
+    ),
     *(_unused(name) for name in KINDS),
     Rule(reference_in_learner, ("scorer.*",), "the reference is the learner's model with its adapter off"),
 )
@@ -77,6 +82,32 @@ def check_adapter(config: Config, given: Any) -> Iterator[Problem]:
     ):
         if key in kind.keys and value >= config.loop.steps:
             yield Problem(f"model.adapter.{key}", f"{value}, but loop.steps is {config.loop.steps}: {then}")
+
+
+def check_quantized(config: Config, given: Any) -> Iterator[Problem]:
+    """A quantized base cannot train itself, and not every adapter goes on it."""
+    if config.model.quantization is None or given.purpose != "train":
+        return
+    adapter, stage = config.model.adapter, zero_stage(config.learner, config.model.dtype)
+    if adapter is None:
+        yield Problem(
+            "model.quantization",
+            f"{config.model.quantization.type} weights cannot be trained, and model.adapter is empty; expected "
+            "model.adapter ({type: lora} for instance), or no model.quantization for full weights",
+        )
+    elif not KINDS[adapter.type].quantized:
+        can = ", ".join(name for name, kind in KINDS.items() if kind.quantized)
+        yield Problem(
+            "model.quantization",
+            f"{config.model.quantization.type}, but {adapter.type} begins from the weights of a base that is not "
+            f"quantized; expected model.adapter.type {can}",
+        )
+    elif stage == 3 and adapter.type == "dora":
+        yield Problem(
+            "learner.zero_stage",
+            "3 splits weights over ranks, and peft's dora on a quantized base exchanges them under way; expected 0, 1 "
+            "or 2, or model.adapter.type lora",
+        )
 
 
 def _check_budget(config: Config, adapter: AdapterConfig) -> Iterator[Problem]:

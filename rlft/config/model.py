@@ -29,6 +29,15 @@ class TinyModel(Section):
     """The model's window, prompt and completion together, in tokens."""
 
 
+class QuantizationConfig(Section):
+    """model.quantization: the base in fewer bits while an adapter trains (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    type: Literal["nf4", "int8"] = "nf4"
+    """`nf4`: 4 bits, in blocks of 64. `int8`: 8 bits, in rows. Passes compute with the dequantized weights."""
+    double: bool = True
+    """For nf4: quantize the blocks' scales too, which saves 0.4 bits a weight."""
+
+
 class ModelConfig(Section):
     """model: what is trained. Give either `path` or `tiny`."""
 
@@ -40,5 +49,7 @@ class ModelConfig(Section):
     """Type of the weights in every role. With bfloat16 the learner keeps float32 master weights."""
     adapter: AdapterConfig | None = None
     """Train an adapter instead of the full weights."""
+    quantization: QuantizationConfig | None = None
+    """Hold the weights that do not train in fewer bits, at the learner; needs an adapter. See docs/adapters.md."""
     chat_template: str | None = None
     """A file with a Jinja chat template, used instead of the tokenizer's own."""

@@ -93,7 +93,7 @@ def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScor
     if role == "teacher":
         _check_vocabulary(config)
         width = num_logits(str(model.path))
-        model = model.model_copy(update={"path": config.teacher.path, "adapter": None})
+        model = model.model_copy(update={"path": config.teacher.path, "adapter": None, "quantization": None})
         from_data = config.algorithm.teacher_temperature
     budget, chunk = learner.tokens_per_micro_batch, learner.tokens_per_logit_chunk
     temperature = config.generator.temperature if draws(config) else from_data

@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from rlft.config.roles import TrainedConfig
-from rlft.engines.weights import BUCKET_BYTES
+from rlft.engines.weights import BUCKET_BYTES, fingerprint
+from rlft.errors import UserError
 from rlft.models.adapters.own import own_adapter, write_own
 from rlft.models.adapters.virtual import with_encoder_of
+from rlft.models.quantization import quantized_layers, scales
 
 _TAG = "state"  # name of DeepSpeed's own folder in a checkpoint
 
@@ -182,24 +185,57 @@ class ZeroEngine:
             deque(tensors, maxlen=0)
 
     def save(self, folder: Path, also: Mapping[str, Any] | None = None) -> None:
-        """DeepSpeed's and random state into `folder`, and what else a rank must remember (tensors and builtins)."""
+        """DeepSpeed's and random state into `folder`, and what else a rank must remember (tensors and builtins). Of a
+        quantized base only fingerprints: it is made again from model.path."""
         folder.mkdir(parents=True, exist_ok=True)
+        rebuilt = bool(quantized_layers(self.module))
         with quiet():
-            self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+            self._engine.save_checkpoint(str(folder), _TAG, save_latest=False, exclude_frozen_parameters=rebuilt)
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()} | ({"also": dict(also)} if also else {})
+        if rebuilt:
+            rng["frozen"] = self._frozen()
         if self._device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self._device)
         torch.save(rng, folder / f"rng-{self._where.rank}.pt")
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Back to what `save` wrote; gives what else was to be remembered."""
-        with quiet():
-            self._engine.load_checkpoint(str(folder), tag=_TAG)
         rng = torch.load(folder / f"rng-{self._where.rank}.pt", weights_only=True)
+        if "frozen" in rng:
+            _check_frozen(rng["frozen"], self._frozen())
+        with quiet():
+            load = _load_trained if "frozen" in rng else None
+            self._engine.load_checkpoint(str(folder), tag=_TAG, custom_load_fn=load)
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng and self._device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self._device)
         return rng.get("also", {})
+
+    def _frozen(self) -> dict[str, int]:
+        """Fingerprints of what does not train, scales of a quantized base among it. All ranks take part."""
+        parameters = dict(self.module.named_parameters())
+        names = [name for name, p in parameters.items() if not p.requires_grad]
+        tensors = chain(self.gathered(parameters, names), scales(self.module))
+        return {name: fingerprint(tensor) for name, tensor in tensors}
+
+
+def _check_frozen(saved: Mapping[str, int], found: Mapping[str, int]) -> None:
+    """Raise UserError when what does not train is not, to the bit, what it was."""
+    odd = [name for name in saved if found.get(name) != saved[name]]
+    if odd or len(found) != len(saved):
+        raise UserError(
+            f"model.path: the quantized base is not the one that this checkpoint was trained on: {len(odd)} of "
+            f"{len(saved)} tensors differ ({', '.join(odd[:1])}). A run goes on with the model, model.dtype, "
+            "model.quantization and bitsandbytes that it began with"
+        )
+
+
+def _load_trained(src: Mapping[str, Tensor], dst: nn.Module) -> None:
+    """What trains, and buffers, into the module (DeepSpeed names the arguments)."""
+    trained = {name for name, p in dst.named_parameters() if p.requires_grad}
+    wanted = {name: t for name, t in src.items() if name in trained or name in dict(dst.named_buffers())}
+    assert trained <= wanted.keys(), sorted(trained - wanted.keys())
+    dst.load_state_dict(wanted, strict=False)
 
 
 def _buckets(sizes: Sequence[tuple[str, int]]) -> Iterator[list[str]]:

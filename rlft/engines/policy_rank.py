@@ -42,6 +42,7 @@ from rlft.models.adapters.attach import adapter_off
 from rlft.models.adapters.training import adapter_training
 from rlft.models.load import load_model
 from rlft.models.policy import Policy
+from rlft.models.quantization import write_quantization
 from rlft.samples import Group, Totals
 
 
@@ -163,6 +164,8 @@ class PolicyRank:
     def save(self, folder: Path) -> None:
         """Hugging Face model (or adapter) into `folder`, DeepSpeed's and random state into `folder`/learner."""
         self._engine.write_pretrained(self._policy.model, self._weights.saved_names(), folder)
+        if self._where.rank == 0:
+            write_quantization(self._config.model, folder)
         self._engine.save(folder / "learner", self._adapter.state())
 
     def restore(self, folder: Path) -> None:

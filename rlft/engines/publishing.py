@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlft.engines.deepspeed import ZeroEngine
 from rlft.models.adapters.attach import own_names
 from rlft.models.adapters.merging import merged_names, merged_weights, plain_name
+from rlft.models.quantization import dequantized, quantized_layers
 
 
 class Unsplit:
@@ -39,7 +40,7 @@ class Published:
     def __init__(self, model: nn.Module, merged: bool) -> None:
         self._model, self._merged = model, merged
         self._parameters: dict[str, Any] = dict(model.named_parameters())
-        self._own = own_names(model)
+        self._own, self._quantized = own_names(model), quantized_layers(model)
         self.always = tuple(merged_names(model)) if merged else tuple(self._own)  # what every update brings
 
     def saved_names(self) -> list[str]:
@@ -54,10 +55,15 @@ class Published:
     def tensors(self, engine: ZeroEngine | Unsplit, everything: bool) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by name. All ranks take part in gathering them."""
         if not self._merged:
-            yield from engine.gathered(self._parameters, [name for name, _ in self.entries(everything)])
+            yield from self._gathered(engine, [name for name, _ in self.entries(everything)])
             return
         if everything:
             changed, own = set(self.always), set(self._own)
             rest = [n for n in self._parameters if n not in own and plain_name(n) not in changed]
-            yield from ((plain_name(name), tensor) for name, tensor in engine.gathered(self._parameters, rest))
+            yield from ((plain_name(name), tensor) for name, tensor in self._gathered(engine, rest))
         yield from merged_weights(self._model, engine.whole)
+
+    def _gathered(self, engine: ZeroEngine | Unsplit, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors, those of a quantized base dequantized: generators know nothing of it."""
+        for name, tensor in engine.gathered(self._parameters, names):
+            yield name, dequantized(self._quantized[name]) if name in self._quantized else tensor

@@ -23,6 +23,7 @@ from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
 from rlft.engines.scoring import score_micro_batches
 from rlft.engines.updating import RankUpdate, accumulate
 from rlft.models.load import trainable_names
+from rlft.models.quantization import write_quantization
 from rlft.models.reward import load_reward_model
 from rlft.samples import Group, Totals
 
@@ -93,6 +94,8 @@ class RewardRank:
         model = self._model.model
         names = [name for name, _ in model.named_parameters()]
         self._engine.write_pretrained(model, names if self._config.model.adapter is None else self._trainable, folder)
+        if self._where.rank == 0:
+            write_quantization(self._config.model, folder)
         self._engine.save(folder / "learner")
 
     def restore(self, folder: Path) -> None:

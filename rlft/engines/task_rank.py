@@ -25,6 +25,7 @@ from rlft.engines.deepspeed import Rendezvous, ZeroEngine, join
 from rlft.engines.scoring import EMPTY
 from rlft.engines.task_export import save_tasks
 from rlft.engines.updating import RankUpdate
+from rlft.models.quantization import write_quantization
 from rlft.models.tasks import TaskPart, adapter_of, inner, load_tasks_model, task_parts
 from rlft.samples import Group
 
@@ -148,6 +149,9 @@ class TaskRank:
         """The model and each task as transformers loads it into `folder` (see rlft.engines.task_export), DeepSpeed's
         and random state into `folder`/learner."""
         save_tasks(self._model, self._engine, folder, self._where.rank)
+        if self._where.rank == 0:
+            for target in (folder, *(folder / "tasks" / task.name for task in self._tasks)):
+                write_quantization(self._config.model, target)
         self._engine.save(folder / "learner")
 
     def restore(self, folder: Path) -> None:

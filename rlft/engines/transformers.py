@@ -39,7 +39,8 @@ class TransformersGenerator:
         self._tokenizer = tokenizer
         self._device = torch.device(device)
         self._max_concurrent = max_concurrent
-        self.policy = Policy(load_model(model, device), chunk=2048).eval()
+        held = model.model_copy(update={"quantization": None})  # its weights come dequantized, and are read back
+        self.policy = Policy(load_model(held, device), chunk=2048).eval()
         self._lm = self.policy.model
         self._parameters = dict(self._lm.named_parameters())
         self._trainable = own_names(self._lm)

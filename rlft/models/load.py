@@ -18,11 +18,13 @@ from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import OWN, add_adapter
 from rlft.models.adapters.own import read_own
+from rlft.models.quantization import dequantize, loading_arguments, settled
 
 
 def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0, steps: int = 0) -> nn.Module:
     """The causal language model at `model.path`, with its adapter around it if one is configured (fresh weights drawn
-    from `seed`; for adapters with a schedule, that of a run of `steps`), in `model.dtype` on `device`, in eval mode."""
+    from `seed`; for adapters with a schedule, that of a run of `steps`), in `model.dtype` on `device`, in eval mode.
+    Its base is quantized if that is configured."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -30,26 +32,29 @@ def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(model.path)
-        lm: Any = AutoModelForCausalLM.from_pretrained(model.path, config=config, dtype=getattr(torch, model.dtype))
+        more = loading_arguments(model, device)
+        kind: Any = getattr(torch, model.dtype)
+        lm: Any = AutoModelForCausalLM.from_pretrained(model.path, config=config, dtype=kind, **more)
     except (OSError, ValueError) as error:
         raise UserError(cannot_load(model.path, error)) from error
-    lm.to(device)
+    lm = settled(lm, device)
     if model.adapter is not None:
         lm = add_adapter(lm, model.adapter, seed, steps=steps)
     return lm.eval()
 
 
 def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """What a run saved in `checkpoint`: full weights, or its adapter on the base that `model` names."""
+    """What a run saved in `checkpoint`: full weights, or its adapter on the base that `model` names, which is
+    dequantized where it was quantized."""
     if model.adapter is None:
-        return load_model(model.model_copy(update={"path": str(checkpoint), "tiny": None}), device)
+        return dequantize(load_model(model.model_copy(update={"path": str(checkpoint), "tiny": None}), device))
     if model.adapter.type in OWN:
         lm = load_model(model, device)
         read_own(lm, checkpoint)
         return lm
     from peft import PeftModel
 
-    lm: Any = load_model(model.model_copy(update={"adapter": None}), device)
+    lm: Any = dequantize(load_model(model.model_copy(update={"adapter": None}), device))
     before = {id(p) for p in lm.parameters()}
     lm = PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
     lm.rlft_own = tuple(name for name, p in lm.named_parameters() if id(p) not in before)

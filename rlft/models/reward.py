@@ -21,6 +21,7 @@ from rlft.models.adapters.attach import add_adapter
 from rlft.models.adapters.own import is_own
 from rlft.models.load import cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
+from rlft.models.quantization import dequantize, loading_arguments, read_quantization, settled
 
 
 class RewardModel(nn.Module):
@@ -67,8 +68,7 @@ def load_reward_model(model: ModelConfig, device: torch.device | str = "cpu", se
     """The reward model at `model.path`, in eval mode. From a causal language model its body, with a new head drawn from
     `seed`; from a reward model all of it. With its adapter around it if one is configured."""
     assert model.path is not None
-    classifier, _ = _load_classifier(model.path, model.dtype, seed)
-    classifier.to(device)
+    classifier, _ = _load_classifier(model, device, seed)
     if model.adapter is not None:
         classifier = add_adapter(classifier, model.adapter, seed, task="SEQ_CLS")
     return RewardModel(classifier).eval()
@@ -79,7 +79,9 @@ def load_trained_reward_model(path: str, dtype: str, device: torch.device | str 
     head, whose scores would be random."""
     if is_own(path):
         raise UserError(f"reward model: {path} holds an adapter of a language model, which has no scores")
-    classifier, missing = _load_classifier(base_of(path), dtype, seed=0)
+    kind = ModelConfig.model_validate({"path": base_of(path), "dtype": dtype, "quantization": read_quantization(path)})
+    classifier, missing = _load_classifier(kind, device, seed=0)
+    classifier = dequantize(classifier)
     if is_adapter(path):
         from peft import PeftModel
 
@@ -89,7 +91,7 @@ def load_trained_reward_model(path: str, dtype: str, device: torch.device | str 
             f"reward model: {path} has no weights for {', '.join(sorted(missing))}: it is no reward model. Train one "
             "with algorithm.type reward or process_reward, and give its checkpoint."
         )
-    return RewardModel(classifier.to(device)).eval()
+    return RewardModel(classifier).eval()
 
 
 def is_adapter(path: str) -> bool:
@@ -104,25 +106,28 @@ def base_of(path: str) -> str:
     return str(json.loads(Path(path, "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
-def _load_classifier(path: str, dtype: str, seed: int) -> tuple[Any, set[str]]:
-    """transformers' model of one output, and the names of weights that it does not find at `path`."""
+def _load_classifier(model: ModelConfig, device: torch.device | str, seed: int) -> tuple[Any, set[str]]:
+    """transformers' model of one output, without an adapter, and the names of weights that it does not find at
+    `model.path`."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    assert model.path is not None
     logging.disable_progress_bar()
+    more, kind = loading_arguments(model, device), getattr(torch, model.dtype)
     state, level = torch.get_rng_state(), logging.get_verbosity()
     torch.manual_seed(seed)
     logging.set_verbosity_error()  # it would tell that the head is new, which may be the point
     try:
         classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=getattr(torch, dtype), output_loading_info=True
+            model.path, num_labels=1, dtype=kind, output_loading_info=True, **more
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(cannot_load(path, error)) from error
+        raise UserError(cannot_load(model.path, error)) from error
     finally:
         logging.set_verbosity(level)
         torch.set_rng_state(state)
     text = classifier.config.get_text_config()
     if text.pad_token_id is None:  # with one, it can score several texts at once
         text.pad_token_id = text.eos_token_id
-    return classifier, set(info["missing_keys"])
+    return settled(classifier, device), set(info["missing_keys"])

@@ -21,6 +21,7 @@ from rlft.errors import UserError
 from rlft.models.adapters.attach import add_adapter
 from rlft.models.load import cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
+from rlft.models.quantization import dequantize, loading_arguments, read_quantization, settled
 from rlft.models.reward import base_of
 from rlft.models.reward import is_adapter as is_adapter_folder
 from rlft.samples import Group
@@ -144,7 +145,7 @@ def load_tasks_model(
     """The body of the model at `model.path` with new heads, in eval mode, and its adapters around it if one is
     configured."""
     assert model.path is not None
-    body = _load_body(model.path, model.dtype).to(device)
+    body = _load_body(model, device)
     if model.adapter is not None:
         names = list(dict.fromkeys(adapter_of(task) for task in tasks))
         body = add_adapter(body, model.adapter, seed, task="FEATURE_EXTRACTION", names=names)
@@ -155,26 +156,29 @@ def load_tasks_model(
     return whole.eval()
 
 
-def _load_body(path: str, dtype: str) -> Any:
+def _load_body(model: ModelConfig, device: torch.device | str = "cpu") -> Any:
     from transformers import AutoModel
     from transformers.utils import logging
 
+    assert model.path is not None
     logging.disable_progress_bar()
+    more, kind = loading_arguments(model, device), getattr(torch, model.dtype)
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would tell that the output layer is left out, which is meant
     try:
-        return AutoModel.from_pretrained(path, dtype=getattr(torch, dtype))
+        body = AutoModel.from_pretrained(model.path, dtype=kind, **more)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(cannot_load(path, error)) from error
+        raise UserError(cannot_load(model.path, error)) from error
     finally:
         logging.set_verbosity(level)
+    return settled(body, device)
 
 
 def describe_head(config: Any, task: TaskConfig) -> Head:
     """The head that transformers' model for such a task would have. Raises UserError when there is no such model."""
     import transformers
 
-    own = type(config).from_dict(config.to_dict())
+    own = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
     if task.kind != "question_answering":
         names = task.labels or ["number"]
         own.id2label, own.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
@@ -229,7 +233,9 @@ def load_task_model(folder: str | Path) -> Any:
         return kind.from_pretrained(folder).eval()
     from peft import PeftModel
 
-    body = _load_body(base_of(str(folder)), str(config.dtype or torch.float32).removeprefix("torch."))
+    dtype = str(config.dtype or torch.float32).removeprefix("torch.")
+    base = {"path": base_of(str(folder)), "dtype": dtype, "quantization": read_quantization(folder)}
+    body = dequantize(_load_body(ModelConfig.model_validate(base)))
     whole = kind(config).to(body.dtype)
     setattr(whole, whole.base_model_prefix, body)
     return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload().eval()

@@ -22,6 +22,7 @@ from rlft.models.adapters.lora_drop import LoraDrop
 from rlft.models.adapters.lora_experts import LoraExperts
 from rlft.models.adapters.own import OwnAdapter, Whole, alone, own_adapter
 from rlft.models.adapters.virtual import has_virtual_tokens, start
+from rlft.models.quantization import quantized_layers
 
 _VERA_KEY = 0  # of the random projections that all layers share; the same in every process
 
@@ -67,7 +68,9 @@ def add_adapter(
             parameter.data = parameter.data.to(kind)
         if adapter.type == "lora_fa" and ".lora_A." in name:
             parameter.requires_grad_(False)
-    own = [name for name, p in wrapped.named_parameters() if id(p) not in before or p.requires_grad]
+    base = quantized_layers(wrapped)  # of which peft makes new parameters now and then
+    new = [(name, p) for name, p in wrapped.named_parameters() if name not in base]
+    own = [name for name, p in new if id(p) not in before or p.requires_grad]
     wrapped.rlft_own = tuple(own)  # type: ignore[assignment]
     return wrapped  # type: ignore[return-value]
 

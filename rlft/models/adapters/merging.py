@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlft.models.adapters.own import Whole, alone, own_adapter
+from rlft.models.quantization import plain_layer, quantized_layers
 
 _PREFIX = "base_model.model."
 
@@ -56,6 +58,8 @@ def _merged(layer: Any) -> list[Tensor]:
     copies = getattr(layer, "ln_tuning_layers", None)
     if copies is not None:  # peft exchanges the layers
         return [p.detach().clone() for p in copies[layer.active_adapters[0]].parameters()]
+    if quantized_layers(layer):
+        return _merged_into_plain(layer)
     parameters = list(layer.get_base_layer().parameters())
     kept = [p.data for p in parameters]
     for parameter in parameters:
@@ -67,3 +71,34 @@ def _merged(layer: Any) -> list[Tensor]:
         layer.merged_adapters.clear()
         for parameter, data in zip(parameters, kept, strict=True):
             parameter.data = data
+
+
+def _merged_into_plain(layer: Any) -> list[Tensor]:
+    """The same for a quantized layer: into its dequantized weight, where peft would quantize the sum again or cannot
+    merge at all. peft has a class for each kind of layer; the one for plain layers does it, with this one's weights."""
+    kind, base = type(layer), layer.base_layer
+    backend = getattr(layer, "quantization_backend", None)
+    plain = plain_layer(base)
+    layer.base_layer = plain
+    try:
+        layer.__class__ = _class_for_plain(kind)
+        if backend is not None:
+            layer.quantization_backend = None
+        if not hasattr(layer, "fan_in_fan_out"):  # some of peft's classes for quantized layers do without
+            layer.fan_in_fan_out = False
+        layer.merge()
+        return [p.data for p in plain.parameters()]
+    finally:
+        layer.merged_adapters.clear()
+        layer.base_layer, layer.__class__ = base, kind
+        if backend is not None:
+            layer.quantization_backend = backend
+
+
+def _class_for_plain(kind: type) -> type:
+    """Of peft's, beside lora.bnb.Linear4bit: lora.layer.Linear. Newer kinds of adapter have one class for both."""
+    package, _, module = kind.__module__.rpartition(".")
+    if module != "bnb":
+        return kind
+    name = kind.__name__.removesuffix("4bit").removesuffix("8bitLt")
+    return getattr(import_module(f"{package}.layer"), name)
