@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from rlft.config.checks_adapters import check_adapter, check_quantized
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
 from rlft.config.checks_mixture import NO_CUTTING, check_mixture
+from rlft.config.checks_optimizers import check_optimizers, optimizer_notes
 from rlft.config.derived import (
     draws,
     generator_engine,
@@ -64,9 +65,10 @@ def find_problems(
 
 def notes(config: Config) -> list[str]:
     """What is not wrong but must be known before the run starts."""
+    found = list(optimizer_notes(config))
     if config.data.path is None and not config.data.mixture and not learns_tasks(config):
-        return ["data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)"]
-    return []
+        found.insert(0, "data.path is empty: give it when you start, --data.path FILE (or dataset= from Python)")
+    return found
 
 
 def check_model(config: Config, _: Given) -> Iterator[Problem]:
@@ -217,25 +219,6 @@ def _check_metrics(config: Config) -> Iterator[Problem]:
         yield Problem("evaluation.metrics", f"{name} is there twice; keep one")
 
 
-def check_trained(config: Config, _: Given) -> Iterator[Problem]:
-    """For learner and critic: a warm-up that ends, master weights for bfloat16, and decay rates below 1."""
-    steps = config.loop.steps
-    for name, trained in (("learner", config.learner), ("critic", config.critic)):
-        if trained.warmup_steps >= steps:
-            yield Problem(
-                f"{name}.warmup_steps",
-                f"{trained.warmup_steps} never ends in a run of loop.steps {steps}; expected fewer",
-            )
-        if config.model.dtype == "bfloat16" and trained.zero_stage == 0:
-            yield Problem(
-                f"{name}.zero_stage",
-                "0 keeps no float32 master weights for model.dtype bfloat16; expected 1, 2 or 3, or leave it out",
-            )
-        for index, beta in enumerate(trained.betas):
-            if not 0 <= beta < 1:
-                yield Problem(f"{name}.betas.{index}", f"found {beta}, expected at least 0 and below 1")
-
-
 def check_mismatch(config: Config, _: Given) -> Iterator[Problem]:
     """A warning that comes before the stop."""
     warn, stop = config.loop.mismatch_warn, mismatch_stop(config)
@@ -369,7 +352,7 @@ CHECKS: tuple[Callable[[Config, Given], Iterator[Problem]], ...] = (
     check_minibatches,
     check_sampling,
     check_evaluation,
-    check_trained,
+    check_optimizers,
     check_adapter,
     check_quantized,
     check_mismatch,

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from rlft.config.adapters import KINDS
 from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, Correction
+from rlft.config.optimizers import OPTIMIZERS
 from rlft.config.roles import TrainedConfig
 from rlft.config.schema import Config
 
@@ -188,17 +189,35 @@ def steps_ahead(config: Config) -> int:
 
 
 def learning_rate(learner: TrainedConfig, steps: int, step: int) -> float:
-    """Learning rate of 0-based `step`: linear warm-up from 0, then constant, linear or cosine down to min_lr_ratio * lr
-    at the last step."""
+    """Learning rate of 0-based `step`: linear warm-up from 0, then learner.schedule's course. What falls reaches
+    min_lr_ratio * lr at the last step."""
     import math
 
-    if step < learner.warmup_steps:
-        return learner.lr * (step + 1) / (learner.warmup_steps + 1)
+    warmup = learner.warmup_steps
+    if step < warmup:
+        return learner.lr * (step + 1) / (warmup + 1)
     if learner.schedule == "constant":
         return learner.lr
-    done = (step - learner.warmup_steps) / max(1, steps - 1 - learner.warmup_steps)
-    falling = 1 - done if learner.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if learner.schedule == "inverse_sqrt":  # Vaswani et al. 2017, arXiv:1706.03762, with lr at the end of the warm-up
+        return learner.lr * math.sqrt((warmup + 1) / (step + 1))
+    done = (step - warmup) / max(1, steps - 1 - warmup)
+    if learner.schedule == "wsd":  # warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395
+        falling = min(1.0, (steps - 1 - step) / decay_steps(learner, steps)) if steps > 1 else 1.0
+    elif learner.schedule == "linear":
+        falling = 1 - done
+    else:
+        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return learner.lr * (learner.min_lr_ratio + (1 - learner.min_lr_ratio) * max(0.0, falling))
+
+
+def decay_steps(learner: TrainedConfig, steps: int) -> int:
+    """For wsd: the last steps, in which the learning rate falls."""
+    return learner.decay_steps or max(1, steps // 5)
+
+
+def moment_betas(trained: TrainedConfig) -> tuple[float, float]:
+    """As set, or what the optimizer's authors take."""
+    return trained.betas or OPTIMIZERS[trained.optimizer].betas
 
 
 def probe_tolerance(config: Config) -> float:

@@ -83,6 +83,11 @@ def is_list(annotation: Any) -> bool:
     return get_origin(annotation) is list
 
 
+def is_tuple(annotation: Any) -> bool:
+    """Whether a key holds a list of a fixed length, or that or nothing."""
+    return any(get_origin(each) is tuple for each in _alternatives(annotation))
+
+
 def is_text(annotation: Any) -> bool:
     """Whether a key holds text, or text or nothing, or one word of several; so that `3` on the command line is "3"."""
     words = [arg for arg in _alternatives(annotation) if arg is not type(None)]

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rlft.config.base import Section
 from rlft.config.checks import Purpose, find_problems
-from rlft.config.keys import expected, generic, is_list, schema_keys, suggest
+from rlft.config.keys import expected, generic, is_list, is_tuple, schema_keys, suggest
 from rlft.config.overrides import Origins, apply_overrides
 from rlft.config.problems import Problem, near_files, show
 from rlft.config.schema import Config
@@ -177,7 +177,7 @@ def _prepare(root: type[Section], tree: Any, path: Path = ()) -> Any:
         return {name: _prepare(root, inner, (*path, name)) for name, inner in tree.items()}
     if isinstance(tree, list):
         items = [_prepare(root, item, (*path, index)) for index, item in enumerate(tree)]
-        return tuple(items) if key and isinstance(key.field.default, tuple) else items
+        return tuple(items) if key and is_tuple(key.field.annotation) else items
     if tree is None and key and isinstance(key.field.default, Section):
         return {}
     return tree

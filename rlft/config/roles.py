@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rlft.config.base import Actors, Section
+from rlft.config.optimizers import LayerRate, OptimizerName
 
 
 class GeneratorConfig(Actors):
@@ -84,24 +85,42 @@ class TrainedConfig(Section):
     rank, 2 otherwise."""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after warm-up, down to min_lr_ratio at the last step."""
+    lr_by_layer: list[LayerRate] = []
+    """Other learning rates for parameters by name. The first that matches counts; it multiplies with layer_decay, and
+    with the rates that an adapter or a task brings."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each layer's learning rate is so many times that of the layer above it. The embeddings are below all layers; what
+    comes behind the last layer has lr itself."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"] = "constant"
+    """Course of the learning rate after warm-up. `linear` and `cosine`: down to min_lr_ratio at the last step.
+    `inverse_sqrt`: with one over the root of the step. `wsd`: constant, and in the last decay_steps linear down."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises linearly from 0."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Learning rate at the last step, as a part of lr. Only for linear and cosine."""
+    """Learning rate at the last step, as a part of lr. Only for linear, cosine and wsd."""
+    decay_steps: int | None = Field(default=None, ge=1)
+    """For wsd: so many last steps in which the learning rate falls. Empty: a fifth of loop.steps."""
+    optimizer: OptimizerName = "adamw"
+    """What steps. docs/training.md says what each can do, keeps in memory and needs for a learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay (not on norms and biases)."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decay rates."""
+    """Decoupled weight decay (not on norms and biases)."""
+    betas: tuple[float, float] | None = None
+    """Moment decay rates of AdamW and lion. Empty: 0.9 and 0.999, for lion 0.9 and 0.99."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """For muon: decay rate of its momentum. What muon leaves to AdamW has betas and eps."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     tokens_per_micro_batch: int = Field(default=8192, ge=1)
     """Token budget of one forward and backward pass on a rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    offload: Literal["none", "optimizer", "optimizer_and_weights"] = "none"
+    """What of a rank on a GPU is kept in CPU memory (ZeRO-Offload, arXiv:2101.06840). `optimizer`: its state, where it
+    also steps. `optimizer_and_weights`: with zero_stage 3 the weights too."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in CPU memory until then; with gradient_checkpointing each layer's input."""
     max_skipped_updates: int = Field(default=5, ge=0)
     """Updates in a row that may be skipped for a non-finite loss or gradient before the run stops."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from rlft.config.algorithm import FROM_DATA, AlgorithmConfig, FromData
 from rlft.config.base import Section
 from rlft.config.checks_adapters import ADAPTER_RULES
+from rlft.config.checks_optimizers import OPTIMIZER_RULES
 from rlft.config.data import KEYS_OF_ROWS
 from rlft.config.derived import draws, generator_engine, learns_tasks, uses_reference
 from rlft.config.problems import Problem
@@ -80,11 +81,7 @@ RULES = (
         ("generator.engine_args",),
         "the generator's engine is not vllm",
     ),
-    Rule(
-        lambda config: config.learner.schedule == "constant",
-        ("learner.min_lr_ratio",),
-        "learner.schedule is constant; it needs linear or cosine",
-    ),
+    *OPTIMIZER_RULES,
     Rule(
         lambda config: config.cluster.mode != "ray",
         ("cluster.address",),

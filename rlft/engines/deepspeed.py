@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlft.config.derived import moment_betas
 from rlft.config.roles import TrainedConfig
+from rlft.engines.activations import keep_activations_on_cpu
+from rlft.engines.extensions import built
+from rlft.engines.optimizers import BUILDERS, make_groups
 from rlft.engines.weights import BUCKET_BYTES, fingerprint
 from rlft.errors import UserError
 from rlft.models.adapters.own import own_adapter, write_own
@@ -58,21 +62,17 @@ class ZeroEngine:
         is given; 1 where it is not named."""
         self._rates, self._group_rates = rates or {}, list[float]()
         self.module, self.stage, self._settings, self._where, self._device = module, stage, settings, where, device
+        if settings.offload_activations:
+            keep_activations_on_cpu(module)
         self._engine: Any = self._initialize(dtype)
 
     def _initialize(self, dtype: str) -> Any:
         import deepspeed
 
         learner = self._settings
-        trained = [(self._rates.get(n, 1.0), p) for n, p in self.module.named_parameters() if p.requires_grad]
-        groups = list[dict[str, Any]]()
-        for rate in dict.fromkeys(rate for rate, _ in trained):
-            mine = [p for other, p in trained if other == rate]
-            decayed, plain = [p for p in mine if p.ndim > 1], [p for p in mine if p.ndim <= 1]
-            parts = ((decayed, learner.weight_decay), (plain, 0.0))
-            new = [{"params": part, "weight_decay": decay, "lr": rate * learner.lr} for part, decay in parts if part]
-            groups, self._group_rates = [*groups, *new], [*self._group_rates, *[rate] * len(new)]
-        optimizer = torch.optim.AdamW(groups, lr=learner.lr, betas=learner.betas, eps=learner.eps)
+        groups, self._group_rates = make_groups(self.module, learner, self._rates)
+        build = cpu_adam if learner.optimizer == "cpu_adam" else BUILDERS[learner.optimizer]
+        optimizer = build(groups, learner)
         settings = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # micro-batches are ours: see `accumulate`
@@ -81,11 +81,21 @@ class ZeroEngine:
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": learner.max_grad_norm if self.stage else 0.0,  # stage 0: see `step`
             "bf16": {"enabled": dtype == "bfloat16"},
-            "zero_optimization": {"stage": self.stage, "overlap_comm": False, "contiguous_gradients": False},
-        }
+            "zero_optimization": {
+                "stage": self.stage, "overlap_comm": False, "contiguous_gradients": False, **self._offload(),
+            },
+        }  # fmt: skip
         with quiet():
             engine, *_ = deepspeed.initialize(model=self.module, optimizer=optimizer, config=settings)
         return engine
+
+    def _offload(self) -> dict[str, Any]:
+        """What of it DeepSpeed keeps where else."""
+        wanted = self._settings.offload
+        if wanted == "none":
+            return {}
+        place = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        return {"offload_optimizer": place} | ({"offload_param": place} if wanted == "optimizer_and_weights" else {})
 
     def __call__(self, *args: Any) -> Any:
         """The module's forward pass."""
@@ -248,6 +258,26 @@ def _buckets(sizes: Sequence[tuple[str, int]]) -> Iterator[list[str]]:
         filled += num_bytes
     if bucket:
         yield bucket
+
+
+def cpu_adam(groups: list[dict[str, Any]], settings: TrainedConfig) -> torch.optim.Optimizer:
+    """DeepSpeed's AdamW for CPUs, compiled when it is first needed."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.op_builder import (
+        CPUAdamBuilder,  # pyright: ignore[reportAttributeAccessIssue]  # put there when it is imported
+    )
+
+    class Exact(DeepSpeedCPUAdam):
+        """Its C++ half multiplies powers of beta up from step to step, and a resumed run, which begins with a power,
+        would round them otherwise. Made anew without betas, it begins each step with a power."""
+
+        def step(self, closure: Any = None) -> Any:
+            self.ds_opt_adam.create_adam(self.opt_id, 0.0, 0.0, 0.0, settings.eps, 0.0, self.adam_w_mode, False)
+            return super().step(closure)
+
+    with quiet():
+        built("cpu_adam", lambda: CPUAdamBuilder().load(verbose=False))
+        return Exact(groups, lr=settings.lr, betas=moment_betas(settings), eps=settings.eps)
 
 
 def join(where: Rendezvous, device: torch.device) -> None:

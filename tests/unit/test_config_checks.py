@@ -14,6 +14,8 @@ BASE = {"model": {"tiny": {}}, "rewards": {"functions": [{"function": "exact_mat
 MIXED = [{"path": __file__, "name": name} for name in "ab"]
 SFT = {"model": {"tiny": {}}, "algorithm.type": "sft", "rewards.functions": []}
 
+GPU = {"cluster.mode": "ray", "learner.gpus": 1}
+
 
 def problems_of(changes, **given) -> str:
     try:
@@ -75,6 +77,59 @@ def test_the_base_is_right():
         ({"generator.stop": ["x", ""]}, "generator.stop.1: is empty"),
         ({"model.dtype": "bfloat16", "learner.zero_stage": 0}, "learner.zero_stage: 0 keeps no float32"),
         ({"learner.betas": [0.9, 1.0]}, "learner.betas.1: found 1.0"),
+        ({"learner.momentum": 0.9}, "learner.momentum: has no effect, because learner.optimizer is adamw, which has"),
+        (
+            {"learner.optimizer": "lion", "learner.eps": 1e-6},
+            "learner.eps: has no effect, because learner.optimizer is",
+        ),
+        (
+            {"learner.optimizer": "adafactor", "learner.betas": [0.9, 0.9]},
+            "learner.betas: has no effect, because learner.optimizer is adafactor, which has none of betas, eps",
+        ),
+        (
+            {"learner.optimizer": "muon", "learner.zero_stage": 2},
+            "learner.optimizer: muon needs whole matrices, but learner.zero_stage 2 splits them; expected "
+            "learner.zero_stage 0, or another optimizer",
+        ),
+        (
+            {"learner.optimizer": "adafactor", "model.dtype": "bfloat16"},
+            "bfloat16 would make learner.zero_stage 2; expected learner.zero_stage 0 with model.dtype float32",
+        ),
+        ({"learner.optimizer": "muon", "learner.num_ranks": 2}, "several ranks would make learner.zero_stage 2"),
+        (
+            {"algorithm.type": "ppo", "critic.optimizer": "muon", "critic.zero_stage": 1},
+            "critic.optimizer: muon needs whole matrices, but critic.zero_stage 1 splits them",
+        ),
+        ({"algorithm.type": "ppo", "critic.optimizer": "lion", "critic.eps": 1e-6}, "critic.eps: has no effect"),
+        ({"algorithm.type": "ppo", "critic.min_lr_ratio": 0.1}, "critic.min_lr_ratio: has no effect"),
+        (
+            GPU | {"learner.optimizer": "cpu_adam"},
+            "learner.optimizer: cpu_adam steps in CPU memory, but learner.gpus is 1; set learner.offload optimizer",
+        ),
+        (
+            GPU | {"learner.offload": "optimizer", "learner.optimizer": "adamw_8bit", "learner.zero_stage": 2},
+            "learner.offload: optimizer, but learner.optimizer adamw_8bit stays on the GPU; expected adamw, adamw_",
+        ),
+        (
+            GPU | {"learner.offload": "optimizer", "learner.optimizer": "muon"},
+            "learner.offload: optimizer, but learner.optimizer muon stays on the GPU",
+        ),
+        (GPU | {"learner.offload": "optimizer"}, "offload: optimizer needs learner.zero_stage 1, 2 or 3, found 0"),
+        (
+            GPU | {"learner.offload": "optimizer_and_weights", "learner.zero_stage": 2},
+            "learner.offload: optimizer_and_weights needs learner.zero_stage 3, found 2",
+        ),
+        ({"learner.offload": "optimizer"}, "learner.offload: has no effect, because learner.gpus is 0"),
+        (
+            {"learner.offload_activations": True},
+            "learner.offload_activations: has no effect, because learner.gpus is 0",
+        ),
+        ({"learner.schedule": "inverse_sqrt", "learner.min_lr_ratio": 0.1}, "learner.min_lr_ratio: has no effect"),
+        ({"learner.decay_steps": 3}, "learner.decay_steps: has no effect, because learner.schedule is not wsd"),
+        (
+            {"learner.schedule": "wsd", "learner.decay_steps": 8, "learner.warmup_steps": 5, "loop.steps": 10},
+            "learner.decay_steps: 8 and learner.warmup_steps 5 are more than loop.steps 10",
+        ),
         ({"run.name": "a/b"}, "cannot name a folder"),
         (
             {"algorithm.type": "rft", "algorithm.kl_coef": 0.1, "algorithm.kl_in": "reward"},
@@ -258,6 +313,13 @@ def test_sft_refuses_what_it_would_ignore(key_and_value):
         {"cluster.mode": "ray", "cluster.address": "auto"},
         {"cluster.mode": "local", "cluster.threads": 2},
         {"learner.schedule": "cosine", "learner.min_lr_ratio": 0.1},
+        {"learner.schedule": "wsd", "learner.min_lr_ratio": 0.1, "learner.decay_steps": 4},
+        {"learner.optimizer": "muon", "learner.momentum": 0.9, "learner.betas": [0.9, 0.95], "learner.eps": 1e-6},
+        {"learner.optimizer": "cpu_adam"},
+        GPU | {"learner.optimizer": "cpu_adam", "learner.offload": "optimizer", "learner.zero_stage": 1},
+        GPU | {"learner.offload": "optimizer_and_weights", "learner.zero_stage": 3},
+        GPU | {"learner.offload_activations": True},
+        {"learner.optimizer": "adafactor", "learner.num_ranks": 2, "learner.zero_stage": 0},
         {"data.path": "openai/gsm8k"},
         {"model.tiny": None, "model.path": "Qwen/Qwen3-1.7B"},
         {"scorer.cpus": 1.0, "evaluation.every": 0},  # set, but to the default
@@ -293,6 +355,12 @@ def test_an_empty_data_path_is_a_note():
     config = load_config(BASE)
     assert check_config(config) == []
     assert "data.path is empty" in notes(config)[0]
+
+
+def test_paging_without_a_gpu_is_a_note():
+    config = load_config(BASE, {"learner.optimizer": "paged_adamw_8bit"})
+    assert "learner.optimizer paged_adamw_8bit: learner.gpus is 0" in notes(config)[1]
+    assert len(notes(load_config(BASE, GPU | {"learner.optimizer": "paged_adamw_8bit"}))) == 1
 
 
 def test_evaluating_needs_a_file_and_where_samples_are_drawn_rewards(tmp_path):

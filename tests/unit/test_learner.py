@@ -161,25 +161,37 @@ def test_everything_else_goes_to_all_ranks(tmp_path):
         ("linear", [0.25, 0.5, 0.75, 1, 0.7, 0.4, 0.1]),
         # cosine: 0.1 + 0.9 * (1 + cos) / 2 with cos 0 = 1, cos 60 = 0.5, cos 120 = -0.5, cos 180 = -1
         ("cosine", [0.25, 0.5, 0.75, 1, 0.775, 0.325, 0.1]),
+        # the root of 4 / (step + 1), where the warm-up ends with step 3
+        ("inverse_sqrt", [0.25, 0.5, 0.75, 1, (4 / 5) ** 0.5, (4 / 6) ** 0.5, (4 / 7) ** 0.5]),
+        # wsd with the last 2 steps: 1, then half of the way down to 0.1, then there
+        ("wsd", [0.25, 0.5, 0.75, 1, 1, 0.55, 0.1]),
     ],
 )
 def test_learning_rates(tmp_path, schedule, expected):
     changes = {"learner.schedule": schedule, "learner.lr": 2e-3, "learner.warmup_steps": 3, "loop.steps": 7}
-    if schedule != "constant":
+    if schedule not in ("constant", "inverse_sqrt"):
         changes["learner.min_lr_ratio"] = 0.1
+    if schedule == "wsd":
+        changes["learner.decay_steps"] = 2
     config = make_config(tmp_path, changes)
     np.testing.assert_allclose(
         [learning_rate(config.learner, config.loop.steps, step) for step in range(7)], 2e-3 * np.array(expected)
     )
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_fifth_of_the_run_is_the_decay_of_wsd(tmp_path):
+    config = make_config(tmp_path, {"learner.schedule": "wsd", "learner.lr": 1.0, "loop.steps": 10})
+    found = [learning_rate(config.learner, config.loop.steps, step) for step in range(10)]
+    assert found == pytest.approx([1] * 8 + [0.5, 0])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse_sqrt", "wsd"])
 def test_the_learning_rate_of_a_single_step_is_the_peak(tmp_path, schedule):
     config = make_config(tmp_path, {"learner.schedule": schedule, "loop.steps": 1, "learner.lr": 0.5})
     assert learning_rate(config.learner, config.loop.steps, 0) == 0.5
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
 def test_beyond_the_last_step_it_stays_down(tmp_path, schedule):
     config = make_config(tmp_path, {"learner.schedule": schedule, "loop.steps": 3, "learner.min_lr_ratio": 0.25})
     assert learning_rate(config.learner, config.loop.steps, 9) == pytest.approx(0.25 * 1e-3)
