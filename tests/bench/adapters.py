@@ -5,7 +5,7 @@
 For each kind, in a process of its own: GRPO on the yardstick from its warm start (greedy accuracy before and after, 128
 samples a step); the largest difference of a log-prob between the learner and what it becomes (merged into a plain
 model, saved and loaded, drawn by vLLM after an update, on two ranks of ZeRO-3, with an NF4 base drawn by the embedded
-generator); the parameters that train on a model of 8 layers of width 512, and the largest memory of three updates of
+generator); the parameters that train on a Qwen2 of 8 layers of width 512, and the largest memory of three updates of
 1000 tokens there, above that of the process before it loads the model. Prints one JSON line a kind, then the table.
 """
 
@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +24,15 @@ from typing import Any
 
 from tests.bench.process import ROOT, result_of
 
-SIZES = {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1536}
+SIZES = {  # of a Qwen2
+    "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "intermediate_size": 1536, "vocab_size": 4096, "max_position_embeddings": 512,
+}  # fmt: skip
 FULL = "full"
-RATES = {FULL: 1e-4, "ia3": 1e-2, "ln_tuning": 3e-3, "vera": 1e-2, "prompt": 1e-2, "p_tuning": 3e-3, "bitfit": 3e-3}
+RATES = {FULL: 1e-4, "ia3": 1e-2, "ln_tuning": 3e-3, "vera": 1e-2, "bitfit": 3e-3, "lora_plus": 2e-4, "prompt": 3e-2}
+RATES |= dict.fromkeys(("p_tuning", "prefix", "p_tuning_v2"), 1e-2)
 OTHER_RATE = 1e-3
-KEYS: dict[str, dict[str, Any]] = {"vera": {"rank": 64}}
+KEYS: dict[str, dict[str, Any]] = {"vera": {"rank": 64}, "lora_experts": {"tasks": ["a", "b"]}}
 NAMES = {"trains": "greedy accuracy", "merged": "merges", "saved": "saved, loaded", "vllm": "vLLM", "zero_3": "ZeRO-3"}
 NAMES |= {"nf4": "NF4 base", "parameters": "parameters", "memory_mb": "memory"}
 
@@ -37,26 +42,42 @@ def adapter(kind: str) -> dict[str, Any] | None:
     return None if kind == FULL else {"type": kind} | KEYS.get(kind, {})
 
 
-def trains(a: argparse.Namespace, kind: str) -> list[float]:
+def trains(a: argparse.Namespace, kind: str, folder: Path) -> list[float]:
     """Greedy accuracy before and after GRPO on the yardstick."""
     settings = [f"model.adapter={json.dumps(adapter(kind))}"] if kind != FULL else []
+    if kind == "lora_experts":
+        settings += _named_rows(Path(a.assets), folder)
     words = ["--assets", a.assets, "--steps", str(a.steps), "--lr", str(RATES.get(kind, OTHER_RATE)), "--eval-n", "500"]
     words += ["--eval-every", str(a.steps), "--threads", "1", *(["--set", *settings] if settings else [])]
     result = result_of("tests.bench.yardstick", words, kind)
     return [result["acc_start"], result["acc_end"]]
 
 
+def _named_rows(assets: Path, folder: Path) -> list[str]:
+    """Settings for a kind that asks which task each row is of: half of the rows are one, half another."""
+    for name in ("train", "eval"):
+        rows = [json.loads(line) for line in (assets / f"{name}.jsonl").read_text().splitlines()]
+        for i, task in enumerate("ab"):
+            lines = [json.dumps(row | {"task": task}) for row in rows[i::2]]
+            (folder / f"{name}_{task}.jsonl").write_text("\n".join(lines))
+    both = "".join((folder / f"eval_{task}.jsonl").read_text() + "\n" for task in "ab")
+    (folder / "eval.jsonl").write_text(both)
+    mixture = [{"path": str(folder / f"train_{task}.jsonl"), "name": task} for task in "ab"]
+    evaluation = [f"evaluation.path={folder / 'eval.jsonl'}", "evaluation.source_column=task"]
+    return ["data.path=null", f"data.mixture={json.dumps(mixture)}", *evaluation]
+
+
 class Trial:
-    """A learner of some model that has made two updates, and what it says of some samples."""
+    """A learner of some model that has made two updates."""
 
     def __init__(self, folder: Path, kind: str, ranks: int = 1, **changes: Any) -> None:
         from tests.engines.ranks import Ranks
-        from tests.engines.test_deepspeed_state import make_learner, train
+        from tests.engines.test_adapters import ALSO, make_learner, train
 
         self.pool = {ranks: Ranks(ranks)}
         given = {"model.adapter": adapter(kind), "learner.lr": 1e-2, "generator.temperature": 1.0} | changes
         stage = given.pop("learner.zero_stage", 0)
-        self.learner = make_learner(self.pool, folder, ranks, stage, given)  # type: ignore[arg-type]
+        self.learner = make_learner(self.pool, folder, ranks, stage, given | ALSO.get(kind, {}))  # type: ignore[arg-type]
         train(self.learner, range(2))
 
     @property
@@ -71,19 +92,37 @@ class Trial:
 
 
 def gap_of(learner: Any, model: Any) -> float:
-    """Largest difference of a log-prob from what a plain transformers model says."""
+    """Largest difference of a log-prob from what a plain pass of `model` says."""
     import numpy as np
-    import torch
 
-    from tests.engines.test_deepspeed_state import some_groups
-    from tests.helpers import plain_logprobs
+    from tests.engines.test_adapters import by_plain_pass, some_groups
 
     gaps = []
     for group, arrays in zip(some_groups(9), learner.logprobs(some_groups(9)), strict=True):
         for sample, array in zip(group.samples, arrays, strict=True):
-            with torch.no_grad():
-                gaps.append(np.abs(array[sample.loss_mask] - plain_logprobs(model, sample).numpy()).max())
+            gaps.append(np.abs(array[sample.loss_mask] - by_plain_pass(model, group, sample)).max())
     return float(max(gaps))
+
+
+def gap_of_drawn(learner: Any, generator: Any) -> float:
+    """Largest difference of a log-prob from what a generator draws, after a sync of what trains alone."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from rlft.samples import SamplingParams
+    from tests.engines.test_adapters import train
+    from tests.helpers import make_prompt
+
+    generator.load(learner.publish(2, everything=True))
+    train(learner, range(2, 4))
+    generator.load(learner.publish(4))
+    prompts = [replace(make_prompt([7, 5, 9, 11, 4, 14 + i], str(i)), source="ab"[i]) for i in range(2)]
+    params = SamplingParams(num_samples=8, max_new_tokens=16, ignore_eos=True)
+    drawn = [g for _, g in sorted(generator.generate(prompts, [[*range(8)], [*range(8, 16)]], params, 4))]
+    scores = learner.logprobs(drawn)
+    pairs = [(s, x) for g, row in zip(drawn, scores, strict=True) for s, x in zip(g.samples, row, strict=True)]
+    return float(max(np.abs(s.logprobs - x)[s.loss_mask].max() for s, x in pairs))
 
 
 def merged(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
@@ -114,28 +153,28 @@ def saved(a: argparse.Namespace, kind: str, folder: Path) -> float:
 
 
 def vllm(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
-    """Against what vLLM draws after a sync of what trains."""
-    import numpy as np
-
+    """Against what vLLM draws."""
     from rlft.config.adapters import KINDS
     from rlft.engines.vllm.engine import VllmGenerator
-    from rlft.samples import SamplingParams
-    from tests.engines.test_deepspeed_state import train
-    from tests.helpers import make_prompt
 
     if a.skip_vllm or (kind != FULL and KINDS[kind].served is None):
         return None
     trial = Trial(Path(a.assets) / "sft30", kind, **{"generator.engine": "vllm"})
     with contextlib.closing(VllmGenerator(trial.learner._config)) as generator:
-        generator.load(trial.learner.publish(2, everything=True))
-        train(trial.learner, range(2, 4))
-        generator.load(trial.learner.publish(4))
-        prompts = [make_prompt([7, 5, 9, 11, 4, 14], "a"), make_prompt([6, 6, 8, 13, 12, 14], "b")]
-        params = SamplingParams(num_samples=8, max_new_tokens=16, ignore_eos=True)
-        drawn = [g for _, g in sorted(generator.generate(prompts, [[*range(8)], [*range(8, 16)]], params, 4))]
-        scores = trial.learner.logprobs(drawn)
-        pairs = [(s, x) for g, row in zip(drawn, scores, strict=True) for s, x in zip(g.samples, row, strict=True)]
-        return float(max(np.abs(s.logprobs - x)[s.loss_mask].max() for s, x in pairs))
+        return gap_of_drawn(trial.learner, generator)
+
+
+def nf4(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
+    """With an NF4 base, against what the embedded generator draws."""
+    from rlft.config.adapters import KINDS
+    from rlft.data.tokenizer import load_tokenizer
+    from rlft.engines.transformers import TransformersGenerator
+
+    if kind == FULL or not KINDS[kind].quantized:
+        return None
+    trial = Trial(Path(a.assets) / "sft30", kind, **{"model.quantization.type": "nf4"})
+    tokenizer = load_tokenizer(str(Path(a.assets) / "sft30"), None)
+    return gap_of_drawn(trial.learner, TransformersGenerator(trial.learner._config.model, tokenizer, 16))
 
 
 def zero_3(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
@@ -143,7 +182,7 @@ def zero_3(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
     import numpy as np
 
     from rlft.config.adapters import KINDS
-    from tests.engines.test_deepspeed_state import some_groups
+    from tests.engines.test_adapters import some_groups
 
     if kind != FULL and KINDS[kind].zero < 3:
         return None
@@ -158,7 +197,7 @@ def zero_3(a: argparse.Namespace, kind: str, folder: Path) -> float | None:
 
 
 CHECKS: dict[str, Callable[[argparse.Namespace, str, Path], Any]] = {
-    "merged": merged, "saved": saved, "vllm": vllm, "zero_3": zero_3,
+    "merged": merged, "saved": saved, "vllm": vllm, "zero_3": zero_3, "nf4": nf4,
 }  # fmt: skip
 
 
@@ -166,19 +205,20 @@ def memory(a: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
     """Parameters that train, and MiB of three updates above what the process had before it loaded the model."""
     import numpy as np
     import psutil
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlft.config.model import TinyModel
     from rlft.engines.deepspeed import Rendezvous
     from rlft.engines.policy_rank import PolicyRank
-    from rlft.models.tiny import make_tiny_model
     from rlft.samples import count_totals
+    from tests.engines.test_adapters import ALSO, named
     from tests.helpers import make_config, random_groups
 
-    make_tiny_model(TinyModel.model_validate(SIZES | {"vocabulary": "bytes", "max_length": 512}), folder / "m", seed=0)
+    Qwen2ForCausalLM(Qwen2Config(**SIZES)).save_pretrained(folder / "m")
+    shutil.copytree(Path(a.assets) / "tokenizer", folder / "m", dirs_exist_ok=True)
     settings = {"model.adapter": adapter(kind), "learner.zero_stage": 0, "learner.tokens_per_micro_batch": 4096}
-    config = make_config(folder / "m", settings | {"loop.mismatch_stop": 100.0})
-    sizes = {"vocabulary": 250, "max_prompt": 60, "max_completion": 240}
-    groups = random_groups(np.random.default_rng(0), [4] * 2, **sizes)
+    config = make_config(folder / "m", settings | {"loop.mismatch_stop": 100.0} | ALSO.get(kind, {}))
+    sizes = {"vocabulary": 4000, "max_prompt": 60, "max_completion": 240}
+    groups = [named(group, "a") for group in random_groups(np.random.default_rng(0), [4] * 2, **sizes)]
     before = psutil.Process().memory_info().rss
     rank = PolicyRank(config, Rendezvous())
     for step in range(3):
@@ -234,7 +274,8 @@ def main() -> None:
         return
     rows = []
     for kind in a.only:
-        row: dict[str, Any] = {"bench": "adapters", "kind": kind, "trains": trains(a, kind)}
+        with tempfile.TemporaryDirectory() as folder:
+            row: dict[str, Any] = {"bench": "adapters", "kind": kind, "trains": trains(a, kind, Path(folder))}
         for part in PARTS:
             words = ["--here", part, "--only", kind, "--assets", a.assets, *(["--skip-vllm"] if a.skip_vllm else [])]
             row |= result_of("tests.bench.adapters", words, f"{kind}, {part}")
