@@ -99,8 +99,8 @@ def check_quantized(config: Config, given: Any) -> Iterator[Problem]:
         can = ", ".join(name for name, kind in KINDS.items() if kind.quantized)
         yield Problem(
             "model.quantization",
-            f"{config.model.quantization.type}, but {adapter.type} begins from the weights of a base that is not "
-            f"quantized; expected model.adapter.type {can}",
+            f"{config.model.quantization.type}, but {adapter.type} needs a base that is not quantized; expected "
+            f"model.adapter.type {can}",
         )
     elif stage == 3 and adapter.type == "dora":
         yield Problem(

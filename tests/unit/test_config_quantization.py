@@ -25,7 +25,7 @@ def load(changes: dict[str, Any]) -> Any:
         ({"model.quantization.type": "int8"}, r"model\.quantization: int8 weights cannot be trained"),
         (
             {"model.adapter.type": "pissa"},
-            r"model\.quantization: nf4, but pissa begins from .*; expected .*lora, dora,",
+            r"model\.quantization: nf4, but pissa needs a base that is not quantized; expected .*lora, dora,",
         ),
         (
             {"model.adapter.type": "lora", "model.quantization": {"type": "int8", "double": False}},
