@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from rlft.config import Config
+from rlft.config.adapters import KINDS
 from rlft.config.derived import learns_tasks
 from rlft.exporting.comparing import Gap
 from rlft.exporting.loading import loading
@@ -38,7 +39,13 @@ def _front(saved: Saved, form: Form) -> dict[str, Any]:
     base = str(saved.config.model.path)
     front: dict[str, Any] = {} if Path(base).exists() else {"base_model": base}
     front["library_name"] = "peft" if form == "adapter" else "transformers"
-    return front | {"tags": ["rlft", saved.config.algorithm.type, *(["lora"] if form == "adapter" else [])]}
+    return front | {
+        "tags": [
+            "rlft",
+            saved.config.algorithm.type,
+            *([saved.config.model.adapter.type] if saved.config.model.adapter is not None else []),
+        ]
+    }
 
 
 def _about(saved: Saved, form: Form) -> str:
@@ -52,7 +59,10 @@ def _about(saved: Saved, form: Form) -> str:
 
 def _facts(config: Config, step: int) -> dict[str, object]:
     adapter = config.model.adapter
-    own = {} if adapter is None else {"adapter": ", ".join(f"{k} {v}" for k, v in adapter.model_dump().items())}
+    own: dict[str, object] = {}
+    if adapter is not None:
+        keys = ("type", *KINDS[adapter.type].keys, *(["target_modules"] if KINDS[adapter.type].targeted else []))
+        own["adapter"] = ", ".join(f"{key} {getattr(adapter, key)}" for key in keys)
     data = [config.data.path] if config.data.path else [source.path for source in config.data.mixture]
     if learns_tasks(config):
         data = [f"{task.name}: {task.path}" for task in config.tasks]

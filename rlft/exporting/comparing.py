@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlft.errors import RunError
 from rlft.exporting.saved import Form, Saved
+from rlft.models.adapters.own import own_adapter
 from rlft.models.attention import PackedLayout
 from rlft.models.load import load_checkpoint, load_model, num_logits, window
 from rlft.models.reward import base_of, load_trained_reward_model
@@ -64,7 +65,7 @@ def compare(saved: Saved, form: Form, dtype: str | None, folder: Path) -> Gap:
 
 def _differences(saved: Saved, form: Form, part: Path, folder: Path) -> Tensor:
     base = str(saved.config.model.path) if saved.config.model.adapter is not None else str(saved.checkpoint / part)
-    ids = probes(num_logits(base), window(base))
+    ids = probes(num_logits(base), window(base, saved.config.model.adapter))
     expected = _said(_of_checkpoint(saved, part), ids)
     found = _said(_of_export(saved, form, folder / part), ids)
     difference = (found - expected).abs()
@@ -133,9 +134,13 @@ def _of_export(saved: Saved, form: Form, folder: Path) -> Callable[[], Callable[
 
 
 def _logprobs(model: Any) -> Callable[[Tensor], Tensor]:
+    own = own_adapter(model)
+
     def said(tokens: Tensor) -> Tensor:
-        logprobs = torch.log_softmax(model(input_ids=tokens[None], use_cache=False).logits[0].float(), -1)
-        return logprobs[:-1].gather(-1, tokens[1:, None])
+        if own is not None and own.by_source:
+            own.use_sources(tuple(own.adapter.tasks[:1]), torch.zeros_like(tokens)[None])
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, -len(tokens) :]  # less virtual tokens
+        return torch.log_softmax(logits[:-1].float(), -1).gather(-1, tokens[1:, None])
 
     return said
 

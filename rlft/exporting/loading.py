@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlft.config.adapters import KINDS
 from rlft.exporting.saved import Form, Saved
 
 _AUTO = {"learner": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
@@ -18,6 +19,8 @@ def who_loads(saved: Saved, form: Form, loaders: tuple[str, ...]) -> str:
         return f"{text}."
     adapter = saved.config.model.adapter
     assert adapter is not None
+    if not KINDS[adapter.type].merges:
+        return f"{text} only: vLLM serves no adapter of type {adapter.type}, and it cannot be merged into the base."
     return (
         f"{text} only: vLLM serves no adapter of type {adapter.type} and rank {adapter.rank}. For vLLM, and for "
         "transformers without PEFT, export with --merge."

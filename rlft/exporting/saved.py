@@ -11,6 +11,7 @@ from rlft.config import Config
 from rlft.config.adapters import KINDS
 from rlft.config.derived import learner_kind
 from rlft.errors import UserError
+from rlft.models.adapters.own import is_own
 
 Form = Literal["full", "adapter", "merged"]
 VLLM_RANK = 512  # of an adapter, the largest that vLLM serves
@@ -64,8 +65,7 @@ class Saved:
 
     def settings(self, folder: Path) -> dict[str, Any] | None:
         """PEFT's configuration of the adapter in `folder`; None where PEFT has no such kind."""
-        file = folder / "adapter_config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return None if is_own(str(folder)) else json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
 
     def loaders(self, form: Form, folder: Path) -> tuple[str, ...]:
         """Which of transformers, peft, vllm and rlft load what is in `folder`."""

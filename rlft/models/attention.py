@@ -116,7 +116,11 @@ class PackedLayout:
 
     def behind(self, ahead: Ahead | None) -> PackedLayout:
         """The same pack with this before every trunk."""
-        return self if ahead is None else PackedLayout(*self._sizes, self._trunk_of.device, ahead)
+        if ahead is None:
+            return self
+        made = PackedLayout(*self._sizes, self._trunk_of.device, ahead)
+        made.kernel = self.kernel  # type: ignore[method-assign]
+        return made
 
     @property
     def lengths(self) -> Tensor:

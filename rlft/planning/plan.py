@@ -121,11 +121,12 @@ def _roles(config: Config, model: Any, lengths: Lengths) -> Iterator[Role]:
 
 def _groups(config: Config, lengths: Lengths) -> list[Group]:
     """Of one update. Two samples to each prompt where pairs are compared, one where rows are looked at alone."""
-    prompts, (prompt, completion) = config.loop.prompts_per_step, lengths
+    prompts, (prompt, completion), adapter = config.loop.prompts_per_step, lengths, config.model.adapter
+    source = adapter.tasks[0] if adapter is not None and adapter.tasks else ""
     if draws(config):
         prompts = max(1, prompts // config.algorithm.num_minibatches)
-        return expected_groups(prompts, config.algorithm.group_size, prompt, completion)
-    return expected_groups(prompts, 2 if compares(config.algorithm) else 1, prompt, completion)
+        return expected_groups(prompts, config.algorithm.group_size, prompt, completion, source)
+    return expected_groups(prompts, 2 if compares(config.algorithm) else 1, prompt, completion, source)
 
 
 def _trained(

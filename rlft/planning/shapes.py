@@ -9,9 +9,9 @@ import numpy as np
 from rlft.samples import Group, Prompt, Sample
 
 
-def expected_groups(num_groups: int, num_samples: int, prompt: int, completion: int) -> list[Group]:
+def expected_groups(num_groups: int, num_samples: int, prompt: int, completion: int, source: str = "") -> list[Group]:
     """Groups of samples of these lengths, everything behind the prompt trained on."""
-    shape = Prompt("plan", np.full(prompt, 5, dtype=np.int32), "", None, {})
+    shape = Prompt("plan", np.full(prompt, 5, dtype=np.int32), "", None, {}, source=source)
     ids = np.full(prompt + completion, 5, dtype=np.int32)
     mask = np.arange(prompt + completion) >= prompt
     sample = replace(Sample.given(ids, mask, ""), advantages=mask.astype(np.float32))

@@ -57,11 +57,12 @@ def moments(training: Training) -> dict[str, Counter[str]]:
     """Beside `resting`, once the passes' activations are gone: when gradients are reduced over ranks, and in the
     optimizer's step."""
     t, w, n = training.trained, training.width, training.share
+    # A flat copy of a bucket travels, also where there is but one rank.
+    reduced = Counter({GRADIENTS: t * w, BUFFERS: min(t, _BUCKET) * w})
     if training.stage == 0:
         step = _temporary([size for group in training.groups for size in group], training.foreach)
-        return {"step": Counter({GRADIENTS: t * w, BUFFERS: step})}
+        return {"reduce": reduced, "step": Counter({GRADIENTS: t * w, BUFFERS: step})}
     left = t if training.stage == 1 else t // n  # elements of gradients that stay
-    reduced = {GRADIENTS: t * w, BUFFERS: min(t, _BUCKET) * w}  # a flat copy of a bucket travels
     steps = list[Counter[str]]()
     for group in training.groups:  # one at a time; the gradients of those that follow are still there
         flat = 4 * sum(group) // n
@@ -69,7 +70,7 @@ def moments(training: Training) -> dict[str, Counter[str]]:
         left -= sum(group) if training.stage == 1 else sum(group) // n
         used = flat + _temporary([sum(group) // n], training.foreach)
         steps.append(Counter({GRADIENTS: max(0, left) * w, BUFFERS: used}))
-    return {"reduce": Counter(reduced), "step": max(steps, key=Counter.total)}
+    return {"reduce": reduced, "step": max(steps, key=Counter.total)}
 
 
 def _temporary(sizes: Sequence[int], foreach: bool) -> int:

@@ -19,6 +19,7 @@ from rlft import cli
 from rlft.config.adapters import KINDS
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import RunError, UserError
+from rlft.models.adapters.attach import OWN
 from rlft.models.load import load_checkpoint
 from rlft.models.tasks import load_task_model
 from tests.bench.process import result_of
@@ -35,7 +36,10 @@ FAST = {
     "learner.schedule": "constant",
     "model.tiny.hidden_size": 64,
 }
-SETTINGS: dict[str, dict[str, Any]] = {"adalora": {"rank": 2, "initial_rank": 4}, "vera": {"rank": 8}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adalora": {"rank": 2, "initial_rank": 4}, "vera": {"rank": 8}, "lora_drop": {"sample_steps": 2},
+}  # fmt: skip
+PEFTS = [kind for kind in KINDS if kind not in OWN]
 IDS = torch.arange(3, 43)[None] * 7 % 64
 
 
@@ -58,12 +62,12 @@ def own(run: Path) -> torch.Tensor:
     """What the newest checkpoint says, [T, V]."""
     saved = find_saved(run)
     with torch.no_grad():
-        return load_checkpoint(saved.config.model, saved.checkpoint).float()(input_ids=IDS).logits[0].log_softmax(-1)
+        return said(load_checkpoint(saved.config.model, saved.checkpoint))
 
 
 def said(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model.float().eval()(input_ids=IDS).logits[0].log_softmax(-1)
+        return model.float().eval()(input_ids=IDS).logits[0, -IDS.shape[1] :].log_softmax(-1)
 
 
 def base_of(run: Path) -> Any:
@@ -107,7 +111,7 @@ def test_a_step_a_checkpoint_and_other_types(task: Path, tmp_path: Path) -> None
         assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {getattr(torch, dtype)}
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PEFTS)
 def test_adapters_and_merged_models(task: Path, tmp_path: Path, kind: str) -> None:
     run = adapter_run(task, kind)
     expected, base = own(run), base_of(run)
@@ -118,11 +122,30 @@ def test_adapters_and_merged_models(task: Path, tmp_path: Path, kind: str) -> No
     assert ("vLLM." in done.lines[1]) == (KINDS[kind].served == "adapter"), done.lines[1]
     assert json.loads((done.folder / "adapter_config.json").read_text())["base_model_name_or_path"].endswith("model")
     card = (done.folder / "README.md").read_text()
-    assert f"| adapter | type {kind}," in card and "PeftModel.from_pretrained" in card
+    assert ("cannot be merged" in done.lines[1]) == (not KINDS[kind].merges)
+    assert f"| adapter | type {kind}" in card and "PeftModel.from_pretrained" in card
     assert ("enable_lora" in card) == (KINDS[kind].served == "adapter")
+    if not KINDS[kind].merges:
+        return
     merged = export(str(run), str(tmp_path / "merged"), merge=True).folder
     torch.testing.assert_close(said(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=0, atol=1e-4)
     assert not (merged / "adapter_config.json").exists() and (merged / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in OWN if kind not in ("lora_experts", "bitfit")]
+)  # several tasks; biases
+def test_adapters_of_ours(task: Path, tmp_path: Path, kind: str) -> None:
+    run = adapter_run(task, kind)
+    expected = own(run)
+    done = export(str(run), str(tmp_path / "adapter"))
+    assert "Loads in rlft only" in done.lines[1]
+    assert "load_checkpoint(settings" in (done.folder / "README.md").read_text()
+    again = load_checkpoint(find_saved(run).config.model, done.folder)
+    assert torch.equal(said(again), expected)
+    if KINDS[kind].merges:
+        merged = export(str(run), str(tmp_path / "merged"), merge=True).folder
+        torch.testing.assert_close(said(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])

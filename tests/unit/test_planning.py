@@ -53,14 +53,14 @@ def test_fused_attention_keeps_no_matrix_of_scores() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", [None, "lora", "dora", "vera", "ia3"])
+@pytest.mark.parametrize("kind", [None, "lora", "dora", "vera", "ia3", "bottleneck", "prompt", "prefix"])
 @pytest.mark.parametrize("chunk", [1000, 16])
 def test_a_pass_without_tensors_is_the_pass_with_them(
     tiny_folder: Path, kind: str | None, checkpointing: bool, chunk: int
 ):
     """The same peak, and the same parts of it, when the model and its pack are real."""
     config = AutoConfig.from_pretrained(tiny_folder)
-    adapter = None if kind is None else AdapterConfig.model_validate({"type": kind, "rank": 4})
+    adapter = None if kind is None else AdapterConfig.model_validate({"type": kind, "rank": 4, "num_tokens": 3})
     groups = expected_groups(2, 3, 5, 9)
     found = []
     for real in (False, True):
@@ -107,7 +107,8 @@ def test_states_by_hand() -> None:
     groups = ((600, 300), (100,))
     plain = Training(groups, frozen=4000, width=4, stage=0, ranks=1, foreach=False)
     assert resting(plain) == Counter({"weights": 8000, "optimizer": 8000, "master weights": 0})
-    assert moments(plain) == {"step": Counter({"gradients": 4000, "buffers": 8 * 600})}, "two copies of the largest"
+    assert moments(plain)["reduce"] == Counter({"gradients": 4000, "buffers": 4000})
+    assert moments(plain)["step"] == Counter({"gradients": 4000, "buffers": 8 * 600}), "two copies of the largest"
     assert moments(plain._replace(foreach=True))["step"]["buffers"] == 4 * 1000
     split = plain._replace(stage=2, ranks=4, width=2)  # bfloat16
     assert resting(split) == Counter({"weights": 6000, "optimizer": 2000, "master weights": 1000})
