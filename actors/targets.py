@@ -134,18 +134,19 @@ def is_plain_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder.resolve().parent.parent / "config.yaml").is_file()
 
 
-def find_checkpoint(target: Path, plain_too: bool = False) -> tuple[Path, Path]:
-    """(run folder, checkpoint) that `target` names. `plain_too`: a plain folder would have done, for messages."""
+def find_checkpoint(target: Path, plain_too: bool = False, to: str = "evaluate") -> tuple[Path, Path]:
+    """(run folder, checkpoint) that `target` names. For messages `plain_too`: a plain folder would have done;
+    `to`: what it is wanted for."""
     if (target / "config.yaml").is_file():
         latest = Checkpoints(target / "checkpoints", keep=1).latest()
         if latest is None:
-            raise UserError(f"{target} has no checkpoint yet: nothing to evaluate")
+            raise UserError(f"{target} has no checkpoint yet: nothing to {to}")
         return target, latest[0]
     run = target.resolve().parent.parent
     if not (run / "config.yaml").is_file():
         what = "does not exist" if not target.exists() else "is neither a run folder nor a checkpoint in one"
         more = ", or a Hugging Face model's with config.json" if plain_too else ""
-        if is_plain_model(target):
+        if is_plain_model(target) and to == "evaluate":
             more = ". Of a Hugging Face model without a run there are --perplexity and --golden"
         raise UserError(f"{target} {what}: expected a folder such as runs/x or runs/x/checkpoints/step-000100{more}")
     problems = verify(target)

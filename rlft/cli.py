@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlft import __version__, cli_judge, cli_synth
+from rlft import __version__, cli_export, cli_judge, cli_plan, cli_synth
 from rlft.cli_data import add_data
 from rlft.errors import RunError, UserError
 
@@ -25,6 +25,8 @@ Fine-tune language models with reinforcement learning.
   rlft quickstart                     train a small model on this machine in minutes; nothing is downloaded
   rlft train configs/x.yaml           train as the file says
   rlft eval runs/x                    accuracy and pass@k of a run's newest checkpoint; perplexity, golden sets, a judge
+  rlft export runs/x --to models/x    a model that transformers, PEFT or vLLM load
+  rlft plan configs/x.yaml            the memory that a run needs, before it takes any
   rlft data inspect train.jsonl       what a run would make of a data file, and which rows it would refuse
   rlft synth distill configs/synthesis/distill.yaml     data made by another model
   rlft config show configs/x.yaml     the complete configuration, defaults included
@@ -149,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     add_data(commands, SHAPE)
     _add_config(commands)
+    cli_export.add_export(commands, SHAPE)
+    cli_plan.add_plan(commands, SHAPE)
     cli_synth.add_synth(commands, SHAPE)
     return parser
 

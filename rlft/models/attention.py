@@ -91,6 +91,8 @@ class _Rows:
 class PackedLayout:
     """Causal attention within each trunk, and from each branch to its trunk and to itself."""
 
+    kernel = staticmethod(F.scaled_dot_product_attention)  # another where nothing is computed (rlft.planning)
+
     def __init__(
         self,
         trunk_lengths: Sequence[int],
@@ -114,7 +116,11 @@ class PackedLayout:
 
     def behind(self, ahead: Ahead | None) -> PackedLayout:
         """The same pack with this before every trunk."""
-        return self if ahead is None else PackedLayout(*self._sizes, self._trunk_of.device, ahead)
+        if ahead is None:
+            return self
+        made = PackedLayout(*self._sizes, self._trunk_of.device, ahead)
+        made.kernel = self.kernel  # type: ignore[method-assign]
+        return made
 
     @property
     def lengths(self) -> Tensor:
@@ -173,7 +179,7 @@ class PackedLayout:
             ks, vs = (_joined(x, y) for x, y in zip(self.ahead.keys_values[layer], (ks, vs), strict=True))
         self.keep(layer, ks, vs)
         mask = None if window is None and self._first == 0 else self._trunk_mask(window, q.dtype)
-        out = F.scaled_dot_product_attention(
+        out = self.kernel(
             qs, ks, vs, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=qs.shape[1] != ks.shape[1]
         )
         out = self.trunks.unpad(out.transpose(1, 2))
@@ -181,7 +187,7 @@ class PackedLayout:
             qb, kb, vb = (self.branches.pad(x).transpose(1, 2) for x in (q, k, v))
             kb = torch.cat([ks.index_select(0, self._trunk_of), kb], 2)
             vb = torch.cat([vs.index_select(0, self._trunk_of), vb], 2)
-            branch = F.scaled_dot_product_attention(
+            branch = self.kernel(
                 qb, kb, vb, attn_mask=self._branch_mask(window, q.dtype), scale=scale,
                 enable_gqa=qb.shape[1] != kb.shape[1],
             )  # fmt: skip

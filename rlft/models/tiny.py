@@ -39,9 +39,20 @@ def make_tiny_model(spec: TinyModel, folder: Path, seed: int) -> None:
     the sizes of `spec` do not fit each other.
     """
     _check_sizes(spec)
-    tokenizer = digits_tokenizer() if spec.vocabulary == "digits" else bytes_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    tokenizer, config = _tokenizer(spec), tiny_config(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config).float()
+    model.generation_config = GenerationConfig(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_config(spec: TinyModel) -> Qwen3Config:
+    """transformers' configuration of such a model."""
+    return Qwen3Config(
+        vocab_size=len(_tokenizer(spec)),
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
         num_hidden_layers=spec.num_layers,
@@ -55,13 +66,10 @@ def make_tiny_model(spec: TinyModel, folder: Path, seed: int) -> None:
         eos_token_id=EOS_ID,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config).float()
-    model.generation_config = GenerationConfig(pad_token_id=PAD_ID, bos_token_id=BOS_ID, eos_token_id=EOS_ID)
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+
+
+def _tokenizer(spec: TinyModel) -> PreTrainedTokenizerFast:
+    return digits_tokenizer() if spec.vocabulary == "digits" else bytes_tokenizer()
 
 
 def digits_tokenizer() -> PreTrainedTokenizerFast:

@@ -41,6 +41,14 @@ def merged_weights(model: nn.Module, whole: Whole = alone) -> Iterator[tuple[str
             yield from zip(_names(path, layer), _merged(layer), strict=True)
 
 
+def plain_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Plain name and weight of everything in the model, merged where the adapter changes it. What is the adapter's own
+    has names that the plain model does not know."""
+    changed = set(merged_names(model))
+    yield from ((plain_name(n), p.detach()) for n, p in model.named_parameters() if plain_name(n) not in changed)
+    yield from merged_weights(model)
+
+
 def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers that peft has put in the place of the model's own."""
     from peft.tuners.tuners_utils import BaseTunerLayer
