@@ -13,7 +13,7 @@ from rewards.combine import RewardSet
 from rlft.algorithms.users import load_loss
 from rlft.config import Config, derived
 from rlft.config.data import DataConfig
-from rlft.config.derived import draws, environment_weight, learns_tasks, uses_teacher, weight_transport
+from rlft.config.derived import draws, environment_weight, learner_kind, learns_tasks, uses_teacher, weight_transport
 from rlft.config.load import dump_config
 from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.data.mixture import naming
@@ -29,7 +29,7 @@ from rlft.evaluation.tasks import HeldOutTasks
 from rlft.evaluation.text_metrics import check_installed
 from rlft.loops import offline, on_policy
 from rlft.loops.rollouts import sampling_params
-from rlft.models.load import counting_virtual, window
+from rlft.models.load import check_language_model, counting_virtual, window
 from rlft.models.quantization import check_quantization
 from rlft.models.tiny import make_tiny_model
 from rlft.runs.console import Console
@@ -80,6 +80,8 @@ def train(
     with RunFolder.create(path, dump_config(config), None if resume is None else str(resume)) as folder:
         config = with_model(config, folder.path, anew=folder.resumed is None)
         tokenizer = load_tokenizer(str(config.model.path), config.model.chat_template)
+        if learner_kind(config) == "learner":
+            check_language_model(str(config.model.path))
         console = Console(config.loop.steps, title=config.run.name)
         if reward_set is None:
             return _offline(config, folder, tokenizer, console, dataset)

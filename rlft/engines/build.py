@@ -14,7 +14,7 @@ from rlft.data.tokenizer import load_tokenizer
 from rlft.engines.scoring import FrozenScorer
 from rlft.engines.transport import ChannelSeat
 from rlft.errors import UserError
-from rlft.models.load import num_logits
+from rlft.models.load import check_language_model, num_logits
 from rlft.roles import Generator
 
 
@@ -91,6 +91,7 @@ def make_scorer(config: Config, device: str, role: str = "scorer") -> FrozenScor
     """The reference policy, or the `teacher`. Raises UserError for a teacher with another vocabulary."""
     model, learner, width, from_data = config.model, config.learner, 1 << 30, 1.0
     if role == "teacher":
+        check_language_model(str(config.teacher.path), "teacher.path")
         _check_vocabulary(config)
         width = num_logits(str(model.path))
         model = model.model_copy(update={"path": config.teacher.path, "adapter": None, "quantization": None})

@@ -20,27 +20,71 @@ from rlft.models.adapters.attach import OWN, add_adapter
 from rlft.models.adapters.own import read_own
 from rlft.models.quantization import dequantize, loading_arguments, settled
 
+_CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
 
 def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0, steps: int = 0) -> nn.Module:
     """The causal language model at `model.path`, with its adapter around it if one is configured (fresh weights drawn
     from `seed`; for adapters with a schedule, that of a run of `steps`), in `model.dtype` on `device`, in eval mode.
     Its base is quantized if that is configured."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
     assert model.path is not None, "model.tiny is made into a folder before anything is loaded"
-    logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(model.path)
-        more = loading_arguments(model, device)
-        kind: Any = getattr(torch, model.dtype)
-        lm: Any = AutoModelForCausalLM.from_pretrained(model.path, config=config, dtype=kind, **more)
-    except (OSError, ValueError) as error:
-        raise UserError(cannot_load(model.path, error)) from error
-    lm = settled(lm, device)
+    check_language_model(model.path)
+    lm = settled(_load_whole(model, device), device)
     if model.adapter is not None:
         lm = add_adapter(lm, model.adapter, seed, steps=steps)
     return lm.eval()
+
+
+def _load_whole(model: ModelConfig, device: torch.device | str) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would report as missing is refused below
+    loader: Any = AutoModelForCausalLM
+    path, dtype = str(model.path), getattr(torch, model.dtype)
+    try:
+        more = loading_arguments(model, device)
+        lm, info = loader.from_pretrained(path, dtype=dtype, output_loading_info=True, **more)
+    except (OSError, ValueError) as error:
+        raise UserError(cannot_load(path, error)) from error
+    finally:
+        logging.set_verbosity(level)
+    if info["missing_keys"]:  # tied weights are not among them
+        missing = ", ".join(sorted(info["missing_keys"])[:4])
+        raise UserError(
+            f"model.path: {path} has no weights for {missing}, so what it says would be random. Expected a whole "
+            "causal language model."
+        )
+    return lm
+
+
+def check_language_model(path: str, key: str = "model.path") -> None:
+    """Raises UserError where the configuration at `path` says that the model there is of another kind: a classifier, a
+    reward model, or a body without an output layer. transformers and vLLM would load some of those without a word.
+    `key` of our configuration that names it, for the message."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    config = read_config(path)
+    body, speaks = MODEL_MAPPING_NAMES.get(config.model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    for kind in config.architectures or []:
+        if (kind == body and kind != speaks) or kind.endswith(_CLASSIFIERS):
+            raise UserError(
+                f"{key}: {path} is a {kind}, which says nothing: a reward model, a classifier or a body without an "
+                "output layer. Expected a causal language model, such as the checkpoint of a run with algorithm.type "
+                "sft, or what that model was made from."
+            )
+
+
+def read_config(path: str) -> Any:
+    """transformers' configuration of the model at `path`. Raises UserError when there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(cannot_load(path, error)) from error
 
 
 def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device | str = "cpu") -> nn.Module:
@@ -64,16 +108,8 @@ def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device |
 def window(path: str, adapter: AdapterConfig | None = None) -> int:
     """Longest text of the model at `path` in tokens, from its configuration: its window, less the adapter's virtual
     tokens. Raises UserError when these leave nothing."""
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(cannot_load(path, error)) from error
-    size, virtual = (
-        int(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30)),
-        num_virtual_tokens(adapter),
-    )
+    size = int(getattr(read_config(path).get_text_config(), "max_position_embeddings", 1 << 30))
+    virtual = num_virtual_tokens(adapter)
     if size - virtual < 2:
         raise UserError(
             f"model.adapter.num_tokens: {virtual} virtual tokens leave no room for text in the model's window of "
@@ -99,10 +135,7 @@ def counting_virtual(adapter: AdapterConfig | None) -> Iterator[None]:
 
 def num_logits(path: str) -> int:
     """Tokens that the model at `path` has logits for, from its configuration."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(path)
-    return int(config.get_text_config().vocab_size)
+    return int(read_config(path).get_text_config().vocab_size)
 
 
 def trainable_names(model: nn.Module) -> list[str]:

@@ -27,3 +27,11 @@ def test_engine_arguments_that_are_wrong_are_refused(tiny_folder: Path) -> None:
     with pytest.raises(UserError, match=r"engine_args\.kv_cache_memory_bytes: without effect on CPUs"):
         refused({"kv_cache_memory_bytes": 2**30})
     assert refused({"max_model_len": 128})["max_model_len"] == 128
+
+
+def test_a_model_that_gives_no_text_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text((tiny_folder / "config.json").read_text().replace("ForCausalLM", "ForSequenceClassification"))
+    config = make_config(tmp_path, {"generator.engine": "vllm"})
+    with pytest.raises(UserError, match="ForSequenceClassification, which says nothing"):
+        settings.engine_arguments(config, "cpu", 0)

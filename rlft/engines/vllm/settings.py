@@ -12,7 +12,7 @@ from rlft.config import Config
 from rlft.config.adapters import AdapterConfig
 from rlft.config.derived import serving, shares_gpus
 from rlft.errors import UserError
-from rlft.models.load import window
+from rlft.models.load import check_language_model, window
 from rlft.samples import SamplingParams
 
 WORKER = "rlft.engines.vllm.worker.WeightReceiver"  # mixed into vLLM's worker class; tests put a faulty one here
@@ -58,8 +58,9 @@ def without_main_file() -> Iterator[None]:
 
 def engine_arguments(config: Config, device: str, num_gpus: float) -> dict[str, Any]:
     """Keyword arguments of vLLM's AsyncEngineArgs. Raises UserError for generator.engine_args that it does not know or
-    that are ours to set."""
+    that are ours to set, and for a model that gives no text."""
     generator, model = config.generator, config.model
+    check_language_model(str(model.path))
     parallel = max(1, int(num_gpus))
     arguments: dict[str, Any] = {
         "model": model.path,
