@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rlft.errors import UserError
 
+_FUNCTIONS = {"reward": "reward_model", "process_reward": "process_reward_model"}  # by the algorithm.type that trains
 _LOADING = threading.Lock()  # each call has a thread of its own
 
 
@@ -69,7 +70,7 @@ def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, othe
     from rlft.models.reward import is_adapter
 
     if is_adapter(path):
-        return
+        return _check_kind(name, kind, path)
     if path.count("/") > 1 and not Path(path).exists():
         raise UserError(
             f"rewards: {name}'s path {path} does not exist. {near_names(path)} Train that model first "
@@ -84,6 +85,18 @@ def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, othe
         raise UserError(
             f"rewards: {name}'s path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
             f"algorithm.type {kind}, and give its checkpoint."
+        )
+    _check_kind(name, kind, path)
+
+
+def _check_kind(name: str, kind: str, path: str) -> None:
+    from rlft.models.reward import marked_as
+
+    found = marked_as(path)
+    if found not in (None, kind):
+        raise UserError(
+            f"rewards: {name}'s path {path} was trained with algorithm.type {found}, and {name} expects {kind}: its "
+            f"scores are read in other places. Use {_FUNCTIONS.get(found, "the function for that")}, or give another model."
         )
 
 

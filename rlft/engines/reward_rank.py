@@ -24,7 +24,7 @@ from rlft.engines.scoring import score_micro_batches
 from rlft.engines.updating import RankUpdate, accumulate
 from rlft.models.load import trainable_names
 from rlft.models.quantization import write_quantization
-from rlft.models.reward import load_reward_model
+from rlft.models.reward import load_reward_model, mark, mark_adapter
 from rlft.samples import Group, Totals
 
 
@@ -39,6 +39,7 @@ class RewardRank:
         join(rendezvous, self._device)
         torch.manual_seed(config.run.seed * 1_000_003 + rendezvous.rank)
         self._model = load_reward_model(config.model, device, config.run.seed)
+        mark(self._model, config.algorithm.type)
         model: Any = self._model.model
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -96,6 +97,8 @@ class RewardRank:
         self._engine.write_pretrained(model, names if self._config.model.adapter is None else self._trainable, folder)
         if self._where.rank == 0:
             write_quantization(self._config.model, folder)
+            if self._config.model.adapter is not None:
+                mark_adapter(folder, self._config.algorithm.type)
         self._engine.save(folder / "learner")
 
     def restore(self, folder: Path) -> None:

@@ -19,9 +19,12 @@ from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import add_adapter
 from rlft.models.adapters.own import is_own
-from rlft.models.load import cannot_load
+from rlft.models.load import cannot_load, read_config
 from rlft.models.policy import check_packed, use_packed_attention
 from rlft.models.quantization import dequantize, loading_arguments, read_quantization, settled
+
+MARK = "rlft_reward_model"  # in a checkpoint: the algorithm.type that made it, so that none is taken for the other
+_MARK_FILE = f"{MARK}.json"  # beside an adapter, whose folder has no configuration of a model
 
 
 class RewardModel(nn.Module):
@@ -92,6 +95,24 @@ def load_trained_reward_model(path: str, dtype: str, device: torch.device | str 
             "with algorithm.type reward or process_reward, and give its checkpoint."
         )
     return RewardModel(classifier).eval()
+
+
+def mark(model: RewardModel, kind: str) -> None:
+    """Have whatever saves the model's configuration write `kind` there, reward or process_reward."""
+    setattr(_inside(model.model).config, MARK, kind)
+
+
+def mark_adapter(folder: Path, kind: str) -> None:
+    """The same for an adapter that was saved in `folder`."""
+    (folder / _MARK_FILE).write_text(json.dumps({MARK: kind}) + "\n")
+
+
+def marked_as(path: str) -> str | None:
+    """The algorithm.type that trained the reward model at `path`; None where nothing says so, as of others' models."""
+    if is_adapter(path):
+        file = Path(path, _MARK_FILE)
+        return json.loads(file.read_text()).get(MARK) if file.is_file() else None
+    return getattr(read_config(path), MARK, None)
 
 
 def is_adapter(path: str) -> bool:

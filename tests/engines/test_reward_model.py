@@ -18,7 +18,7 @@ from rlft.data.pairs import signed_sample
 from rlft.data.scores import scored_pair
 from rlft.engines.learner import RankedRewardModel
 from rlft.errors import UserError
-from rlft.models.reward import load_reward_model
+from rlft.models.reward import load_reward_model, marked_as
 from rlft.samples import Group, count_totals
 from tests.engines.ranks import Ranks
 from tests.helpers import random_groups
@@ -126,6 +126,7 @@ def test_what_is_saved_is_what_transformers_loads(rank_pool, wide_folder, tmp_pa
     metrics, scores = updated(model, groups)
     assert metrics[-1]["policy/loss"] < metrics[0]["policy/loss"]
     model.save(tmp_path)
+    assert marked_as(str(tmp_path)) == "reward" and marked_as(str(wide_folder)) is None
     if adapter is None:
         loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rewards.process_reward_model import check_process_reward_model
+from rewards.reward_model import check_reward_model
 from rlft import cli
 from rlft.config.model import ModelConfig
 from rlft.engines.build import make_scorer
 from rlft.errors import UserError
 from rlft.models.load import check_language_model, load_model
+from rlft.models.reward import load_reward_model, mark, mark_adapter
 from tests.helpers import make_config
 from tests.unit.byte_model import folder as folder  # a language model
 
@@ -66,3 +69,20 @@ def test_an_output_layer_that_is_not_there(tmp_path: Path, folder: Path) -> None
 def test_whole_models_load(tmp_path: Path, folder: Path) -> None:
     load_model(ModelConfig.model_validate({"path": str(folder)}))
     load_model(ModelConfig.model_validate({"path": str(other(folder, tmp_path, "whole", tied=False))}))
+
+
+@pytest.mark.parametrize("adapter", [None, {"rank": 2}])
+def test_reward_models_are_not_taken_for_each_other(tmp_path: Path, folder: Path, adapter: Any) -> None:
+    base, target = str(folder), tmp_path / "made"
+    model = load_reward_model(ModelConfig.model_validate({"path": base, "adapter": adapter}))
+    mark(model, "reward")
+    whole: Any = model.model
+    whole.save_pretrained(target)
+    if adapter is not None:
+        mark_adapter(target, "reward")
+    check_reward_model(str(target))
+    with pytest.raises(UserError, match=r"trained with algorithm\.type reward, .* Use reward_model, or"):
+        check_process_reward_model(str(target))
+    unmarked = other(folder, tmp_path / "theirs", "classifier", tied=True)
+    check_reward_model(str(unmarked))
+    check_process_reward_model(str(unmarked))
