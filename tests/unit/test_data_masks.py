@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rlft.config.data import DataConfig
+from rlft.config.load import load_config
 from rlft.data.examples import load_examples
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import UserError
@@ -128,3 +129,10 @@ def test_an_assistant_that_opens_is_context(folder: Path) -> None:
     tokenizer = family(folder, "qwen2", "<|im_end|>")
     greeting = {"role": "assistant", "content": "hello"}
     assert learned(tokenizer, example(tokenizer, [greeting, *TALK])) == ["yo<|im_end|>", "bye<|im_end|>"]
+
+
+def test_the_first_part_of_rlhf_learns_from_conversations_with_its_models_template(folder: Path) -> None:
+    """Qwen3's, which renders the last answer otherwise than those before."""
+    config = load_config(Path(__file__).parents[2] / "configs" / "rlhf_1_sft.yaml")
+    group = example(family(folder, "qwen3", "<|im_end|>"), TALK, **config.data.model_dump(exclude={"path"}))
+    assert learned(family(folder, "qwen3", "<|im_end|>"), group) == ["<think>\n\n</think>\n\nbye<|im_end|>"]
