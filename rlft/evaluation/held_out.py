@@ -29,8 +29,9 @@ class HeldOut:
         """Metrics of all of them. `learner` is a Learner, or a reward model with `values`.
 
         Examples: eval/nll in nats a token and eval/perplexity. Pairs: eval/pair_accuracy, the share in which the chosen
-        one is above the other, and eval/margin, the mean of the difference; by log-probs less the reference's where
-        there is one, or by the reward model's scores. Labels: eval/good and eval/bad, the means of what is compared.
+        one is above the other (a tie counts half, so that a policy that is still the reference has 0.5; TRL counts it
+        as wrong), and eval/margin, the mean of the difference; by log-probs less the reference's where there is one, or
+        by the reward model's scores. Labels: eval/good and eval/bad, the means of what is compared.
         Steps: eval/step_accuracy, the share of steps whose score is above 0 exactly when the label is above 0.5, and
         eval/first_error_accuracy, the share of rows in which the first bad step, or that there is none, is found
         (ProcessBench, Zheng et al. 2024, arXiv:2412.06559).
@@ -70,7 +71,10 @@ def _of_examples(groups: Sequence[Group], logprobs: Sequence[Sequence[np.ndarray
 
 def _of_pairs(values: Sequence[Sequence[float]]) -> Metrics:
     margins = np.array([chosen - rejected for chosen, rejected in values])
-    return {"eval/pair_accuracy": float((margins > 0).mean()), "eval/margin": float(margins.mean())}
+    return {
+        "eval/pair_accuracy": float(((margins > 0) + 0.5 * (margins == 0)).mean()),
+        "eval/margin": float(margins.mean()),
+    }
 
 
 def _of_labels(values: Sequence[Sequence[float]], groups: Sequence[Group]) -> Metrics:

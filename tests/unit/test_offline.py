@@ -121,6 +121,13 @@ def test_held_out_pairs_before_between_and_after(tmp_path: Any) -> None:
     assert run.evaluations[0][1] == pytest.approx({"eval/pair_accuracy": 0.0, "eval/margin": -0.05}, abs=1e-6)
 
 
+def test_pairs_of_which_none_is_better_count_half(tmp_path: Any) -> None:
+    """As before the first step, where the policy is the reference."""
+    config = config_of(tmp_path, "orpo", **{"evaluation.path": "some/pairs"})
+    held_out = HeldOut([make_group([4], [[7], [7]], advantages=[1.0, -1.0])], config.algorithm)
+    assert held_out(FakeLearner(Journal()), None) == {"eval/pair_accuracy": 0.5, "eval/margin": 0.0}
+
+
 def test_held_out_examples_and_labels() -> None:
     learner = FakeLearner(Journal())
     group = make_group([4], [[100, 200]])
