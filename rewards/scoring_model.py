@@ -96,7 +96,8 @@ def _check_kind(name: str, kind: str, path: str) -> None:
     if found not in (None, kind):
         raise UserError(
             f"rewards: {name}'s path {path} was trained with algorithm.type {found}, and {name} expects {kind}: its "
-            f"scores are read in other places. Use {_FUNCTIONS.get(found, "the function for that")}, or give another model."
+            f"scores are read in other places. Use {_FUNCTIONS.get(found, 'the function for that')}, or give another "
+            "model."
         )
 
 

@@ -52,6 +52,13 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError(f"--rows: found {args.rows}, expected at least 0")
     is_config = args.model is not None and args.model.endswith((".yaml", ".yml"))
     config = _config(args, overrides, is_config)
+    if config.algorithm.type == "tasks":
+        if args.file is not None:
+            raise UserError(
+                f"{args.file}: algorithm.type is tasks, and each task reads rows of its own (tasks.N.path). Leave FILE "
+                "out to look at all of them."
+            )
+        return _inspect_tasks(config)
     if config.data.path is None and not config.data.mixture:
         raise UserError("no data file: give one, rlft data inspect FILE, or a configuration with data.path as --model")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -73,6 +80,25 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if all(usable) else 2
 
 
+def _inspect_tasks(config: Config) -> int:
+    """Read every task's rows as a run would, and say how they are understood. Raises UserError for rows that it would
+    refuse."""
+    from actors.process import prepare
+    from rlft.data.tasks import load_tasks
+    from rlft.data.tokenizer import load_tokenizer
+    from rlft.models.load import window
+
+    prepare(config, gpus=0)
+    with ExitStack() as stack:
+        path = _model_folder(config, stack)
+        learned, held_out = load_tasks(config, load_tokenizer(path), window(path))
+    print(learned.description)
+    for rows in held_out:
+        print(f"  {rows.task.name}, held out: {rows.description}")
+    print("\nUsable. (Of tasks, the first row that a run would refuse is named, and there are no examples.)")
+    return 0
+
+
 def _sources(config: Config) -> list[tuple[DataConfig, str | None]]:
     """Each source as a data section of its own, and its chat template if that is not the model's."""
     if not config.data.mixture:
@@ -86,13 +112,17 @@ def _look_at(
     data: DataConfig, purpose: Purpose | None, model: ModelLimits | None, num_examples: int, config: Config
 ) -> int:
     """Show one file; the number of rows that can be used, 0 when a run would refuse them."""
-    from rlft.data.inspect import inspect_rows
+    from rlft.data.inspect import Uses, inspect_rows
     from rlft.data.inspect_text import print_inspection
     from rlft.data.lenient import read_leniently
 
     read, bad = read_leniently(str(data.path), split=data.split, max_rows=data.max_rows)
     check = partial(_check_columns, config) if purpose == "prompts" else None
-    found = inspect_rows(read, bad, data, purpose=purpose, model=model, num_examples=num_examples, check_columns=check)
+    kind, knows = config.algorithm.type, "type" in config.algorithm.model_fields_set
+    uses = Uses(knows and kind == "reward", knows and kind == "kto" and config.algorithm.preference_loss == "kto")
+    found = inspect_rows(
+        read, bad, data, purpose=purpose, model=model, num_examples=num_examples, check_columns=check, uses=uses
+    )
     print_inspection(found, sys.stdout)
     return found.num_usable if found.usable else 0
 
@@ -127,7 +157,13 @@ def _purpose(config: Config, is_config: bool) -> Purpose | None:
 
     if not is_config and "type" not in config.algorithm.model_fields_set:
         return None
-    purposes: dict[str | None, Purpose] = {"examples": "sft", "pairs": "pairs", "labels": "labels", None: "prompts"}
+    purposes: dict[str | None, Purpose] = {
+        "examples": "sft",
+        "pairs": "pairs",
+        "labels": "labels",
+        "steps": "steps",
+        None: "prompts",
+    }
     return purposes[learns_from(config.algorithm)]
 
 
@@ -142,19 +178,25 @@ def _limits(config: Config, purpose: Purpose | None, stack: ExitStack) -> ModelL
     from rlft.models.load import window
 
     prepare(config, gpus=0)
-    path = config.model.path
-    if path is None:
-        from rlft.models.tiny import make_tiny_model
-
-        assert config.model.tiny is not None
-        path = stack.enter_context(tempfile.TemporaryDirectory())
-        make_tiny_model(config.model.tiny, Path(path), config.run.seed)
+    path = _model_folder(config, stack)
     tokenizer = load_tokenizer(path, config.model.chat_template)
     size, tools = window(path, config.model.adapter), None
     if purpose == "prompts":
         size = derived.window(config, size)
         tools = _tools(config)
     return ModelLimits(tokenizer, size, config.generator.max_new_tokens, end_tokens(path, tokenizer), tools)
+
+
+def _model_folder(config: Config, stack: ExitStack) -> str:
+    """The configured model; a tiny one is made for the time of `stack`."""
+    if config.model.path is not None:
+        return config.model.path
+    from rlft.models.tiny import make_tiny_model
+
+    assert config.model.tiny is not None
+    path = stack.enter_context(tempfile.TemporaryDirectory())
+    make_tiny_model(config.model.tiny, Path(path), config.run.seed)
+    return path
 
 
 def _tools(config: Config) -> list[dict[str, Any]] | None:

@@ -11,8 +11,8 @@ from rlft.config.base import Section
 KEYS_OF_ROWS = {  # of the data section, by the rows that they are of (rlft.config.algorithm.FROM_DATA)
     "examples": ("completion_column", "document_column", "train_on"),
     "pairs": ("chosen_column", "rejected_column", "unusable"),
-    "labels": ("completion_column", "label_column"),
-    "steps": ("steps_column", "step_labels_column", "step_separator", "label_of"),
+    "labels": ("completion_column", "label_column", "unusable"),
+    "steps": ("steps_column", "step_labels_column", "step_separator", "label_of", "unusable"),
     "tasks": (),
 }
 
@@ -103,7 +103,8 @@ class DataConfig(Section):
     what learns from data that does not fit the window: stop, leave it out, or (SFT) cut the completion where the window
     ends."""
     unusable: Literal["error", "drop"] = "error"
-    """What to do with rows that teach nothing: a pair whose two completions are the same."""
+    """What to do with rows that teach nothing: a pair whose two completions are the same, an empty completion of a pair
+    or with a label, a step with the separator inside."""
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
     streaming: bool = False

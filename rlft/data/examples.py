@@ -125,10 +125,21 @@ def worked_examples(
     return examples
 
 
+def answer_of(row: Mapping[str, Any], place: str, shape: DataShape) -> str:
+    """The completion, or the answer that ends the conversation."""
+    from_talk = shape.completion_column == shape.prompt_column
+    return last_assistant_turn(row, place, shape) if from_talk else completion_text(row, place, shape)
+
+
+def is_empty(answer: str, chat: bool) -> bool:
+    """Whether there is nothing to learn of it but its end. Templates take blanks away."""
+    return not (answer.strip() if chat else answer)
+
+
 def _plain(row: Mapping[str, Any], place: str, shape: DataShape) -> Talk:
     """Prompt and completion as they are."""
     prompt, answer = prompt_text(row, place, shape), completion_text(row, place, shape)
-    if not answer:
+    if is_empty(answer, chat=False):
         raise UserError(f"{place}: the completion in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
     return Talk([Piece(prompt, False), Piece(answer, True)], None)
 
@@ -138,13 +149,11 @@ def _chat(
 ) -> Talk:
     """The conversation as the template renders it, cut where the assistant begins and ends to speak. A turn of the
     assistant that opens it answers nothing and is never learned as an answer."""
-    from_talk = shape.completion_column == shape.prompt_column
-    answer = last_assistant_turn(row, place, shape) if from_talk else completion_text(row, place, shape)
-    turns = [*conversation(row, place, shape, data), {"role": "assistant", "content": answer}]
+    turns = [*conversation(row, place, shape, data), {"role": "assistant", "content": answer_of(row, place, shape)}]
     numbers = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
     if data.train_on == "last":
         numbers = numbers[-1:]
-    if (empty := next((i for i in numbers if not turns[i]["content"].strip()), None)) is not None:
+    if (empty := next((i for i in numbers if is_empty(turns[i]["content"], chat=True)), None)) is not None:
         which = "completion" if empty == len(turns) - 1 else f"answer in message {empty + 1}"
         raise UserError(f"{place}: the {which} in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
     whole = render(tokenizer, turns, place, answer=True)

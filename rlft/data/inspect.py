@@ -17,11 +17,20 @@ import numpy as np
 from rlft.config.data import DataConfig
 from rlft.data.inspect_rows import Look, ModelLimits, Part, Plan, Problem, Purpose, Refused, digest, look, make_plan
 from rlft.data.lenient import BadLine
+from rlft.data.pairs import ONE_PROMPT
 from rlft.data.prompts import with_ground_truth
 from rlft.data.reading import Rows
+from rlft.data.scores import have_margins, margin_of
 from rlft.errors import UserError
 
 NUM_BINS = 8  # of a histogram
+
+
+class Uses(NamedTuple):
+    """What a run does with rows beyond reading them."""
+
+    margins: bool = False  # a reward model learns from pairs, with what is in their column `margin`
+    other_prompts: bool = False  # kto: completions of other prompts than a row's own
 
 
 class Column(NamedTuple):
@@ -92,6 +101,7 @@ def inspect_rows(
     model: ModelLimits | None = None,
     num_examples: int = 1,
     check_columns: Callable[[Mapping[str, Any]], None] | None = None,
+    uses: Uses = Uses(),  # noqa: B008  # of constants
 ) -> Inspection:
     """Look at all rows. `purpose` None takes the likeliest; without `model` nothing is tokenised. `check_columns`
     raises UserError when the reward functions need a column that a row has not. Never raises UserError itself: what a
@@ -107,7 +117,7 @@ def inspect_rows(
         problems.append(Problem("not understood", read.source, str(error).removeprefix(f"{read.source}: ")))
     if plan is not None:
         problems += _without_columns(read, check_columns)
-        looks, found = _look_at_all(read, plan, data, model, num_examples)
+        looks, found = _look_at_all(read, plan, data, model, num_examples, uses)
         problems += found
         if not looks and all(problem.effect == "dropped" for problem in problems):
             problems.append(Problem("nothing left", read.source, "all rows would be dropped, so none would be left"))
@@ -117,7 +127,7 @@ def inspect_rows(
         num_rows=len(read.rows) + len(bad_lines),
         columns=_columns(read, plan, data),
         layout=layout_of(read, plan) if plan else "",
-        understood=_understood(plan),
+        understood=plan.described if plan else "",
         purpose=plan.purpose if plan else purpose,
         guessed=purpose is None,
         num_usable=len(looks),
@@ -132,10 +142,10 @@ def inspect_rows(
 
 
 def _look_at_all(
-    read: Rows, plan: Plan, data: DataConfig, model: ModelLimits | None, num_examples: int
+    read: Rows, plan: Plan, data: DataConfig, model: ModelLimits | None, num_examples: int, uses: Uses
 ) -> tuple[list[tuple[str, Look]], list[Problem]]:
     """The rows that can be used, by place, and what is wrong with the others."""
-    looks, problems = list[tuple[str, Look]](), list[Problem]()
+    looks, problems, rows = list[tuple[str, Look]](), list[Problem](), dict[str, Mapping[str, Any]]()
     for row, place in zip(read.rows, read.places, strict=True):
         try:
             seen = look(row, place, plan, data, model, show=len(looks) < num_examples)
@@ -143,8 +153,25 @@ def _look_at_all(
             problems.append(refused.problem)
             continue
         looks.append((place, seen))
+        rows[place] = row
         problems += [seen.cut] if seen.cut else []
+    if uses.margins:
+        wrong = {problem.place: problem for problem in _wrong_margins(rows)}
+        looks, problems = [item for item in looks if item[0] not in wrong], [*problems, *wrong.values()]
+    if uses.other_prompts and len({seen.prompt for _, seen in looks}) == 1:
+        problems.append(Problem("one prompt", read.source, ONE_PROMPT))
     return looks, problems
+
+
+def _wrong_margins(rows: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """Of pairs by place, for a reward model."""
+    needed, problems = have_margins(list(rows.values())), list[Problem]()
+    for place, row in rows.items():
+        try:
+            margin_of(row, place, needed)
+        except UserError as error:
+            problems.append(Problem("wrong margin", place, str(error).removeprefix(f"{place}: ")))
+    return problems
 
 
 def _without_columns(read: Rows, check: Callable[[Mapping[str, Any]], None] | None) -> list[Problem]:
@@ -158,6 +185,8 @@ def _without_columns(read: Rows, check: Callable[[Mapping[str, Any]], None] | No
 
 def layout_of(read: Rows, plan: Plan) -> str:
     """What people call this form of data."""
+    if plan.purpose == "steps":
+        return "completions in steps, each with a label"
     if plan.pairs is not None:
         return {"pairs": "pairs (chosen and rejected)", "labels": "labelled completions (good or bad)"}[plan.purpose]
     if plan.shape.kind == "document":
@@ -170,12 +199,6 @@ def layout_of(read: Rows, plan: Plan) -> str:
     if plan.shape.prompt_column == "instruction":
         return "Alpaca (instruction, input, output)"
     return "prompt and completion" if plan.purpose == "sft" else "prompts"
-
-
-def _understood(plan: Plan | None) -> str:
-    if plan is None:
-        return ""
-    return plan.shape.describe() if plan.pairs is None else plan.pairs.described
 
 
 def _columns(read: Rows, plan: Plan | None, data: DataConfig) -> tuple[Column, ...]:
@@ -196,6 +219,8 @@ def _role(name: str, plan: Plan | None, data: DataConfig) -> str:
         return "prompt" if name == plan.pairs.pair.prompt_column else used.get(name, "not used")
     if plan.pairs is not None and name == data.label_column:
         return "whether the completion is good"
+    if plan.purpose == "steps" and name in (data.steps_column, data.step_labels_column):
+        return "steps" if name == data.steps_column else "whether each step is good"
     shape = plan.shape
     if name == shape.prompt_column:
         whole = shape.completion_column == name

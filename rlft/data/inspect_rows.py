@@ -1,7 +1,7 @@
 """What one row of a data file comes to, or why a run would refuse it. For inspection (inspect.py).
 
-With a tokenizer it asks the loaders themselves (prompts.py, examples.py, documents.py), one row at a time, so that what
-is said here is what a run does. Without one it looks at the texts alone.
+With a tokenizer it asks the loaders themselves (prompts.py, examples.py, documents.py, steps.py), one row at a
+time, so that what is said here is what a run does. Without one it looks at the texts alone.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import numpy as np
 
 from rlft.config.data import DataConfig
 from rlft.data.documents import check_settings, document_examples
-from rlft.data.examples import ONLY_THE_END, worked_examples
+from rlft.data.examples import ONLY_THE_END, answer_of, is_empty, worked_examples
 from rlft.data.inspect_pairs import PairPlan, answered_rows, detect_pairs, pair_plan
+from rlft.data.pairs import empty_answers
 from rlft.data.prompts import check_text, conversation, make_prompts, require_template, wants_chat
 from rlft.data.reading import Rows
-from rlft.data.shapes import (
-    CONVERSATION_COLUMNS,
-    DataShape,
-    completion_text,
-    detect_shape,
-    last_assistant_turn,
-    prompt_text,
+from rlft.data.shapes import CONVERSATION_COLUMNS, DataShape, completion_text, detect_shape, prompt_text
+from rlft.data.steps import (
+    SEPARATOR_INSIDE,
+    check_step_columns,
+    describe_steps,
+    has_separator_inside,
+    step_examples,
+    steps_of,
 )
 from rlft.errors import UserError
 from rlft.samples import Sample
@@ -36,7 +38,7 @@ from rlft.samples import Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Purpose = Literal["sft", "prompts", "pairs", "labels"]
+Purpose = Literal["sft", "prompts", "pairs", "labels", "steps"]
 Effect = Literal["refused", "dropped", "cut"]
 
 
@@ -97,6 +99,7 @@ class Plan(NamedTuple):
 
     purpose: Purpose
     shape: DataShape  # of pairs and labels: of what they are taken apart into
+    described: str  # one line for people
     pairs: PairPlan | None = None
 
 
@@ -105,12 +108,15 @@ def make_plan(read: Rows, data: DataConfig, purpose: Purpose | None, model: Mode
     all of them."""
     purpose = purpose or detect_pairs(read, read.columns(), data) or _likeliest(read, data)
     pairs = pair_plan(read, purpose, data) if purpose in ("pairs", "labels") else None
+    if purpose == "steps":
+        check_step_columns(read, data)
     shape = _shape(read, data, purpose) if pairs is None else pairs.shape
     if shape.kind != "document" and wants_chat(data, shape) and model is not None:
         require_template(model.tokenizer)
     if shape.kind == "document":
         check_settings(data)
-    return Plan(purpose, shape, pairs)
+    described = describe_steps(read, data) if purpose == "steps" else shape.describe()
+    return Plan(purpose, shape, described if pairs is None else pairs.described, pairs)
 
 
 def _shape(read: Rows, data: DataConfig, purpose: Purpose) -> DataShape:
@@ -133,7 +139,7 @@ def _likeliest(read: Rows, data: DataConfig) -> Purpose:
     if shape.completion_column in CONVERSATION_COLUMNS:
         first = next((row for row in read.rows if row.get(shape.prompt_column)), None)
         try:
-            last_assistant_turn(first or {}, "", shape)
+            answer_of(first or {}, "", shape)
         except UserError:
             return "prompts"
     return "sft"
@@ -143,6 +149,8 @@ def look(
     row: dict[str, Any], place: str, plan: Plan, data: DataConfig, model: ModelLimits | None, show: bool = True
 ) -> Look:
     """What a row comes to; without `show` the segments are left out. Raises Refused."""
+    if plan.purpose == "steps":
+        _check_steps(row, place, data)
     if plan.pairs is None:
         prompt, part, cut = _part("", row, place, plan.shape, plan.purpose, data, model, show)
         return Look(digest(prompt), (part,), cut)
@@ -150,13 +158,41 @@ def look(
         answers = answered_rows(row, place, plan.pairs, data)
     except UserError as error:
         raise Refused("wrong label" if plan.purpose == "labels" else "not a pair", place, str(error)) from None
+    _check_not_empty([answer.row for answer in answers], place, plan, data)
     if len(answers) == 2 and answers[0].row == answers[1].row:
-        effect = "dropped" if data.unusable == "drop" else "refused"
         text = "the chosen and the rejected completion are the same, which teaches nothing. Mend or delete that row."
-        raise Refused("chosen == rejected", place, text, effect)
+        raise Refused("chosen == rejected", place, text, _of_unusable(data))
     data = data.model_copy(update={"train_on": "last"})  # as the loaders do
     found = [_part(label, part, place, shape, "sft", data, model, show) for label, part, shape in answers]
     return Look(digest(found[0][0]), tuple(part for _, part, _ in found), next((cut for *_, cut in found if cut), None))
+
+
+def _of_unusable(data: DataConfig) -> Effect:
+    return "dropped" if data.unusable == "drop" else "refused"
+
+
+def _check_not_empty(rows: Sequence[dict[str, Any]], place: str, plan: Plan, data: DataConfig) -> None:
+    """Raises Refused for an answer that is empty, in a pair or with a label."""
+    of_pairs = plan.purpose == "pairs"
+    columns = (data.chosen_column, data.rejected_column) if of_pairs else (str(plan.shape.completion_column),)
+    try:
+        empty = empty_answers(list(zip(columns, rows, strict=True)), place, plan.shape, data)
+    except UserError:
+        return  # no text: said in its turn
+    if empty:
+        text = f"the completion in column {' and '.join(map(repr, empty))} is empty. {ONLY_THE_END}"
+        raise Refused("empty completion", place, text, _of_unusable(data))
+
+
+def _check_steps(row: dict[str, Any], place: str, data: DataConfig) -> None:
+    """Raises Refused for what is no list of steps with labels, and for a separator inside of one."""
+    try:
+        inside = has_separator_inside(row, place, data)
+    except UserError as error:
+        raise Refused("not steps", place, str(error)) from None
+    if inside:
+        text = f"{SEPARATOR_INSIDE}, where completions are split in use. Mend it, or set data.step_separator."
+        raise Refused("separator inside", place, text, _of_unusable(data))
 
 
 def digest(text: str) -> bytes:
@@ -170,7 +206,7 @@ def _part(
 ) -> tuple[str, Part, Problem | None]:  # fmt: skip
     prompt, pieces, num_before = _texts(row, place, shape, purpose, data, model is None)
     names = ("document",) if shape.kind == "document" else ("prompt", label or "completion")
-    names = names if purpose == "sft" else names[:1]
+    names = names[:1] if purpose == "prompts" else names
     if model is None:
         sizes = [sum(len(piece.text) for piece in part) for part in (pieces[:num_before], pieces[num_before:])]
         sizes = [sum(sizes)] if shape.kind == "document" else sizes
@@ -237,10 +273,20 @@ def _texts(
         column = shape.prompt_column
         raise Refused("empty prompt", place, f"the prompt in column {column!r} is empty. Mend or delete that row.")
     chat = wants_chat(data, shape)
-    if any(not (answer.strip() if chat else answer) for answer in answers):
+    if any(is_empty(answer, chat) for answer in answers):
         column = shape.completion_column
         raise Refused("empty completion", place, f"the completion in column {column!r} is empty. {ONLY_THE_END}")
-    return prompt, pieces, num_before
+    return prompt, [*pieces, *_step_pieces(row, place, data)] if purpose == "steps" else pieces, num_before
+
+
+def _step_pieces(row: dict[str, Any], place: str, data: DataConfig) -> list[Segment]:
+    pieces = [
+        Segment(text, learned)
+        for step in steps_of(row, place, data)
+        for text, learned in ((data.step_separator, False), (step, True))
+    ][1:]
+    _check_text([piece.text for piece in pieces], place)
+    return pieces
 
 
 def _check_text(texts: Sequence[str], place: str) -> None:
@@ -258,9 +304,7 @@ def _talk(
     turns = conversation(row, place, shape, data)
     prompt = json.dumps(turns, ensure_ascii=False)
     if purpose == "sft":
-        from_talk = shape.completion_column == shape.prompt_column
-        answer = last_assistant_turn(row, place, shape) if from_talk else completion_text(row, place, shape)
-        turns = [*turns, {"role": "assistant", "content": answer}]
+        turns = [*turns, {"role": "assistant", "content": answer_of(row, place, shape)}]
     spoken = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"] if purpose == "sft" else []
     learned = spoken[-1:] if data.train_on == "last" else spoken
     pieces = list[Segment]()
@@ -280,7 +324,9 @@ def _tokens(
     if purpose == "prompts":
         ids = make_prompts(read, shape, data, model.tokenizer, model.tools)[0].token_ids
         return Sample.given(ids, np.zeros(len(ids), dtype=bool), ""), len(ids)
-    if shape.kind == "document":
+    if purpose == "steps":
+        group = step_examples(read, data, model.tokenizer)[0]
+    elif shape.kind == "document":
         group = document_examples(read, shape, data, model.tokenizer, window=1 << 40)[0][0]
     else:
         group = worked_examples(read, shape, data, model.tokenizer, model.end)[0]

@@ -20,6 +20,7 @@ MAX_SHOWN = 4000  # characters of one rendered sequence
 FOR = {
     "sft": "supervised fine-tuning", "prompts": "drawing completions",
     "pairs": "preferences", "labels": "preferences with labels",
+    "steps": "a process reward model",
 }  # fmt: skip
 VERBS = {"refused": "would stop a run", "dropped": "would be dropped", "cut": "would be cut"}
 
@@ -38,6 +39,7 @@ def print_inspection(inspection: Inspection, stream: TextIO) -> None:
         show(f"  {inspection.understood}" if inspection.understood else "", end="\n" if inspection.understood else "")
     for example in inspection.examples:
         learned = "green is learned" if color else f"what is in {' '.join(_brackets(unicode))} is learned"
+        learned = learned.replace("is learned", "has a label") if inspection.purpose == "steps" else learned
         learned = "what the model is given" if inspection.purpose == "prompts" else learned
         show(f"\nExample {example.place} ({learned}):")
         for part in example.parts:

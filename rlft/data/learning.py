@@ -11,11 +11,13 @@ from typing import Any
 from rlft.config import Config
 from rlft.config.derived import learns_from, makes_reward_model
 from rlft.data.examples import ExampleSet, load_examples
+from rlft.data.mixture import Mixture
 from rlft.data.pairs import load_labels, load_pairs
-from rlft.data.scores import scored_pair, scored_steps
+from rlft.data.scores import MARGIN_COLUMN, check_margins, scored_pair, scored_steps
 from rlft.data.sources import Examples, all_examples, with_sources
 from rlft.data.steps import load_steps
 from rlft.data.tokenizer import end_tokens
+from rlft.errors import UserError
 from rlft.samples import Group
 
 LOADERS: dict[str, Callable[..., ExampleSet]] = {
@@ -48,7 +50,21 @@ def _load(config: Config, tokenizer: Any, window: int, with_others: bool, **more
     if makes_reward_model(config):
         load = partial(_load_scored, load, _SCORED[kind])
     end = end_tokens(config.model.path, tokenizer)
-    return all_examples(config.data, tokenizer, window=window, seed=config.run.seed, end=end, load=load, **more)
+    examples = all_examples(config.data, tokenizer, window=window, seed=config.run.seed, end=end, load=load, **more)
+    if isinstance(examples, Mixture) and makes_reward_model(config) and kind == "pairs":
+        _check_sources(examples)
+    return examples
+
+
+def _check_sources(examples: Mixture[Group]) -> None:
+    """Raises UserError where only some sources have margins: within each all rows have one or none has."""
+    has = [group.samples[0].returns is not None for group in examples.firsts]
+    if any(has) and not all(has):
+        without, others = examples.names[has.index(False)], examples.names[has.index(True)]
+        raise UserError(
+            f"source {without} of data.mixture has no column {MARGIN_COLUMN!r}, and {others} has one. Expected "
+            "a number in every row (0 where nothing is known), or that column in none."
+        )
 
 
 def _load_scored(
@@ -56,4 +72,6 @@ def _load_scored(
 ) -> ExampleSet:
     """Rows as a reward model reads them."""
     loaded = load(*args, **more)
+    if scored is scored_pair:
+        check_margins(loaded.examples)
     return replace(loaded, examples=[scored(group) for group in loaded.examples])

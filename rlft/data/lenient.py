@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlft.data.reading import JSON, JSON_LINES, Rows, parse_line, read_rows
+from rlft.data.reading import JSON, JSON_LINES, Rows, one_object, parse_line, read_rows
 from rlft.errors import UserError
 
 
@@ -35,6 +35,8 @@ def read_leniently(path: str, *, split: str = "train", max_rows: int | None = No
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} cannot be read: {error}.") from None
     data = data.removeprefix(b"\xef\xbb\xbf")
+    if name.endswith(JSON) and (whole := one_object(data)) is not None:
+        return Rows([whole], [f"{file.name}:1"], str(file)), []
     rows, places, bad = list[dict[str, Any]](), list[str](), list[BadLine]()
 
     def take(number: int, row: Callable[[], dict[str, Any]]) -> None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rlft.config.data import DataConfig
-from rlft.data.examples import ExampleSet, worked_examples
+from rlft.data.examples import ExampleSet, answer_of, is_empty, worked_examples
 from rlft.data.fitting import fit_examples
-from rlft.data.prompts import load_rows
+from rlft.data.prompts import load_rows, wants_chat
 from rlft.data.reading import Rows
 from rlft.data.shapes import PROMPT_COLUMNS, DataShape, check_column, check_labels, detect_shape
+from rlft.data.unusable import left_out
 from rlft.errors import UserError
 from rlft.samples import Group, Sample
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
+Two = tuple[dict[str, Any], dict[str, Any]]  # a pair as two worked examples
+ONE_PROMPT = (
+    "all rows have the same prompt. kto measures the distance from the reference on completions of other prompts; "
+    "expected at least two prompts, or algorithm.preference_loss apo_zero."
+)
 
 
 class PairShape(NamedTuple):
@@ -59,14 +65,15 @@ def load_pairs(
     """Read, render and tokenise pairs, each completion as load_examples would do it. Both forms of the field are read:
     prompt, chosen and rejected, or chosen and rejected that begin with the prompt.
 
-    Raises UserError for data that cannot be used, among them a pair whose two completions are the same, unless
-    data.unusable is drop.
+    Raises UserError for data that cannot be used, among them a pair whose two completions are the same or of which
+    one is empty, unless data.unusable is drop.
     """
     read = load_rows(data, rows, path)
     shape = pair_shape(read, data)
     both = [two_rows(row, place, shape, data) for row, place in zip(read.rows, read.places, strict=True)]
+    form = pair_form(shape, both[0][0], 2 * len(both))
+    read, both, empty = _without_empty_pairs(read, both, form, data)
     twice = Rows([r for two in both for r in two], [p for p in read.places for _ in range(2)], read.source)
-    form = pair_form(shape, twice.rows[0], len(twice.rows))
     singles = worked_examples(twice, form, _last(data), tokenizer, end)
     pairs = [
         Group(
@@ -77,9 +84,9 @@ def load_pairs(
     ]
     fitting, long = fit_examples(pairs, tokenizer, window, data.too_long)  # cut, two may have become the same
     same = [g.prompt.id for g in fitting if np.array_equal(g.samples[0].token_ids, g.samples[1].token_ids)]
-    note = _left_out(same, len(fitting), data, "whose chosen and rejected completions are the same")
+    note = left_out(same, len(fitting), data, "whose chosen and rejected completions are the same")
     kept = [g for g in fitting if g.prompt.id not in set(same)]
-    return ExampleSet(kept, f"{read.source}: {shape.describe(data, read)}{long}{note}", seed, data.shuffle)
+    return ExampleSet(kept, f"{read.source}: {shape.describe(data, read)}{empty}{long}{note}", seed, data.shuffle)
 
 
 def load_labels(
@@ -97,13 +104,15 @@ def load_labels(
     advantage: its prompt with the completion of the next row that has another prompt, on which KTO measures how far
     the policy is from the reference.
 
-    Raises UserError for data that cannot be used.
+    Raises UserError for data that cannot be used, among them an empty completion, unless data.unusable is drop.
     """
     read = load_rows(data, rows, path)
     shape = detect_shape(
         read, prompt_column=data.prompt_column, completion_column=data.completion_column, need_completion=True
     )
     check_column("data.label_column", data.label_column, read.columns(), read.source)
+    check_labels(read, data.label_column)
+    read, empty = _without_empty(read, shape, data)
     labels = check_labels(read, data.label_column)
     examples = worked_examples(read, shape, _last(data), tokenizer, end)
     groups = [
@@ -111,10 +120,56 @@ def load_labels(
         for group, good in zip(examples, labels, strict=True)
     ]
     kept, long = fit_examples(groups, tokenizer, window, data.too_long)
-    note = f", {data.label_column} -> good or bad ({sum(labels)} good, {len(labels) - sum(labels)} bad){long}"
+    note = f", {data.label_column} -> good or bad ({sum(labels)} good, {len(labels) - sum(labels)} bad){empty}{long}"
     if with_others:
         kept = _with_others(kept, window, read.source)
     return ExampleSet(kept, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+
+
+def empty_answers(parts: Sequence[tuple[str, Row]], place: str, shape: DataShape, data: DataConfig) -> list[str]:
+    """Of rows of one prompt and completion each, given with the column that the completion comes from: the columns of
+    those that are empty."""
+    chat = wants_chat(data, shape)
+    return [column for column, row in parts if is_empty(answer_of(row, place, shape), chat)]
+
+
+def _without_empty_pairs(
+    read: Rows, both: Sequence[Two], form: DataShape, data: DataConfig
+) -> tuple[Rows, list[Two], str]:
+    """The pairs of which both completions say something, and what to add to the description."""
+    columns = (data.chosen_column, data.rejected_column)
+    found = [
+        empty_answers(list(zip(columns, two, strict=True)), place, form, data)
+        for two, place in zip(both, read.places, strict=True)
+    ]
+    return (
+        _keep(read, found),
+        [two for two, empty in zip(both, found, strict=True) if not empty],
+        _empty_note(read, found, data),
+    )
+
+
+def _without_empty(read: Rows, shape: DataShape, data: DataConfig) -> tuple[Rows, str]:
+    """The rows whose completion says something, and what to add to the description."""
+    column = str(shape.completion_column)
+    found = [
+        empty_answers([(column, row)], place, shape, data) for row, place in zip(read.rows, read.places, strict=True)
+    ]
+    return _keep(read, found), _empty_note(read, found, data)
+
+
+def _keep(read: Rows, empty: Sequence[list[str]]) -> Rows:
+    kept = [i for i, columns in enumerate(empty) if not columns]
+    return Rows([read.rows[i] for i in kept], [read.places[i] for i in kept], read.source)
+
+
+def _empty_note(read: Rows, empty: Sequence[list[str]], data: DataConfig) -> str:
+    named = [
+        f"{place} (column {' and '.join(map(repr, columns))})"
+        for place, columns in zip(read.places, empty, strict=True)
+        if columns
+    ]
+    return left_out(named, len(read.rows), data, "with an empty completion")
 
 
 def _last(data: DataConfig) -> DataConfig:
@@ -152,12 +207,12 @@ def pair_form(shape: PairShape, first: Row, num_rows: int) -> DataShape:
     return DataShape(kind, column, column if column == "messages" else "completion", None, num_rows, ())
 
 
-def two_rows(row: Row, place: str, shape: PairShape, data: DataConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def two_rows(row: Row, place: str, shape: PairShape, data: DataConfig) -> Two:
     """The row as two worked examples."""
     chosen, rejected = row.get(data.chosen_column), row.get(data.rejected_column)
     for column, value in ((data.chosen_column, chosen), (data.rejected_column, rejected)):
         if isinstance(value, list | tuple) != shape.conversations or not isinstance(value, str | list | tuple):
-            found = "missing" if value is None else f"a {type(value).__name__}"
+            found = "missing" if column not in row else "empty (null)" if value is None else f"a {type(value).__name__}"
             expected = "a list of messages" if shape.conversations else "text"
             raise UserError(f"{place}: column {column!r} is {found}. Expected {expected}, as in the first row.")
     assert chosen is not None and rejected is not None
@@ -203,10 +258,7 @@ def _with_others(groups: Sequence[Group], window: int, source: str) -> list[Grou
     prompts = [group.prompt.token_ids.tobytes() for group in groups]
     following = _next_of_another_prompt(prompts)
     if following is None:
-        raise UserError(
-            f"{source}: all rows have the same prompt. kto measures the distance from the reference on completions of "
-            "other prompts; expected at least two prompts, or algorithm.preference_loss apo_zero."
-        )
+        raise UserError(f"{source}: {ONE_PROMPT}")
     result = []
     for group, other in zip(groups, following, strict=True):
         answer = groups[other].samples[0].token_ids[len(groups[other].prompt.token_ids) :]
@@ -226,14 +278,3 @@ def _next_of_another_prompt(prompts: Sequence[bytes]) -> list[int] | None:
         here, ahead = i % count, (i + 1) % count
         following[here] = ahead if prompts[ahead] != prompts[here] else following[ahead]
     return following
-
-
-def _left_out(places: Sequence[str], count: int, data: DataConfig, what: str) -> str:
-    """What to add to the description. Raises UserError where these rows may not be left out, or nothing is left."""
-    if not places:
-        return ""
-    if data.unusable == "drop" and len(places) < count:
-        return f"; {len(places)} dropped {what}"
-    first = ", ".join(places[:3]) + (" ..." if len(places) > 3 else "")
-    way = "Mend them." if len(places) == count else "Mend or delete them, or set data.unusable to drop."
-    raise UserError(f"{len(places)} of {count} rows {what} teach nothing: {first}. {way}")

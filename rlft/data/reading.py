@@ -106,8 +106,8 @@ def _read_file(file: Path, max_rows: int | None) -> Rows:
 
 def _open(file: Path) -> IO[str]:
     if file.suffix.lower() == ".gz":
-        return io.TextIOWrapper(cast("IO[bytes]", gzip.open(file, "rb")), encoding="utf-8-sig")
-    return open(file, encoding="utf-8-sig")
+        return io.TextIOWrapper(cast("IO[bytes]", gzip.open(file, "rb")), encoding="utf-8-sig", newline="\n")
+    return open(file, encoding="utf-8-sig", newline="\n")  # as a lone CR may stand between JSON's tokens
 
 
 def _json_lines(file: Path, lines: Iterable[str], max_rows: int | None) -> Rows:
@@ -129,9 +129,10 @@ def parse_line(file: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        lone = " It has carriage returns (CR) inside: lines end with LF, or CR and LF." if "\r" in line.strip() else ""
         raise UserError(
             f"{file}, line {number} is not valid JSON: {what}. Found: {_excerpt(line)}. "
-            "Expected one JSON object per line; mend or delete that line."
+            f"Expected one JSON object per line; mend or delete that line.{lone}"
         ) from None
     if not isinstance(row, dict):
         raise UserError(
@@ -142,6 +143,8 @@ def parse_line(file: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _json(file: Path, text: str, max_rows: int | None) -> Rows:
+    if (row := one_object(text)) is not None:
+        return Rows([row], [f"{file.name}:1"], str(file))
     if not text.lstrip().startswith("["):  # many .json files hold one object per line
         return _json_lines(file, io.StringIO(text), max_rows)  # splitlines would cut at U+2028 inside of texts
     try:
@@ -155,6 +158,15 @@ def _json(file: Path, text: str, max_rows: int | None) -> Rows:
         if not isinstance(row, dict):
             raise UserError(f"{file}, row {number} is {_kind(row)}. Expected a JSON object with named columns.")
     return Rows(rows, [f"{file.name}:{i}" for i in range(1, len(rows) + 1)], str(file))
+
+
+def one_object(text: str | bytes) -> dict[str, Any] | None:
+    """The object that is all of a .json file, however many lines it has; None where it is none."""
+    try:
+        found = json.loads(text) if text.lstrip()[:1] in ("{", b"{") else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _parquet(file: Path, max_rows: int | None) -> Rows:

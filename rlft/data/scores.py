@@ -6,7 +6,9 @@ never fed, and its mask is True on that place alone; or, where steps are scored,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from rlft.errors import UserError
 from rlft.samples import Group, Sample
 
 MARGIN_COLUMN = "margin"  # by how much the chosen one is better, where people said so
+_LARGEST = 1e30  # of a margin: float32 has no larger numbers to speak of
 
 
 def scored_at_end(sample: Sample) -> Sample:
@@ -27,13 +30,40 @@ def scored_at_end(sample: Sample) -> Sample:
 def scored_pair(group: Group) -> Group:
     """A pair for a reward model. A number in the column `margin` is what its loss adds to the difference that is
     wanted: it stands in `returns`. Raises UserError when something else stands there."""
-    margin = group.prompt.columns.get(MARGIN_COLUMN)
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise UserError(f"{group.prompt.id}: column {MARGIN_COLUMN!r} is {margin!r}. Expected a number.")
+    margin = margin_of(group.prompt.columns, group.prompt.id)
     samples = [scored_at_end(s) for s in group.samples]
     if margin is not None:
         samples = [replace(s, returns=np.full(len(s.token_ids), margin, dtype=np.float32)) for s in samples]
     return group.with_samples(samples)
+
+
+def margin_of(row: Mapping[str, Any], place: str, needed: bool = False) -> float | None:
+    """The row's margin; None where there is none. Raises UserError for what is no number, and where it is `needed`."""
+    margin = row.get(MARGIN_COLUMN)
+    if margin is None and needed:
+        raise UserError(
+            f"{place}: column {MARGIN_COLUMN!r} is missing, and other rows have one. Expected a number in every row (0 "
+            "where nothing is known), or that column in none."
+        )
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not -_LARGEST < margin < _LARGEST:
+        raise UserError(
+            f"{place}: column {MARGIN_COLUMN!r} is {margin!r}. Expected a number, neither NaN nor infinite."
+        )
+    return float(margin)
+
+
+def have_margins(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether some row has a margin, so that all have to."""
+    return any(row.get(MARGIN_COLUMN) is not None for row in rows)
+
+
+def check_margins(groups: Sequence[Group]) -> None:
+    """Raises UserError where only some pairs have a margin."""
+    if have_margins([group.prompt.columns for group in groups]):
+        for group in groups:
+            margin_of(group.prompt.columns, group.prompt.id, needed=True)
 
 
 def scored_steps(group: Group) -> Group:

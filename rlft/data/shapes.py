@@ -21,6 +21,10 @@ COMPLETION_COLUMNS = ("completion", "response", "output", "answer", "solution", 
 DOCUMENT_COLUMN = "text"
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")  # hold both sides of the talk
 
+SHAREGPT_ROLES = {  # what {from, value} calls the roles
+    "human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system", "tool": "tool",
+}  # fmt: skip
+
 Message = Mapping[str, Any]
 
 
@@ -73,7 +77,7 @@ def detect_shape(
     if prompt is None:
         raise UserError(
             f"{data.source}: no column looks like a prompt. Columns there: {', '.join(columns) or 'none'}; tried "
-            f"{', '.join(PROMPT_COLUMNS)}. Name the right one with data.prompt_column."
+            f"{', '.join(PROMPT_COLUMNS)}. Name the right one with data.prompt_column.{_nested(data)}"
         )
     first = next((row[prompt] for row in data.rows if row.get(prompt) is not None), None)
     kind: Literal["text", "messages"] = "messages" if isinstance(first, list | tuple) else "text"
@@ -86,6 +90,15 @@ def detect_shape(
     used = {prompt, completion, context}
     others = tuple(name for name in columns if name not in used)
     return DataShape(kind, prompt, completion, context, len(data.rows), others)
+
+
+def _nested(data: Rows) -> str:
+    """A hint, where the only row of a file holds what look like rows."""
+    row = data.rows[0] if len(data.rows) == 1 else {}
+    lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    if not lists:
+        return ""
+    return f" The one row there has a list of objects in {lists[0]!r}: if those are the rows, save that list alone."
 
 
 def prompt_text(row: Mapping[str, Any], place: str, shape: DataShape) -> str:
@@ -185,9 +198,22 @@ def _message(turn: Any, column: str, place: str, number: int) -> dict[str, str]:
     """One message as {role, content}; the {from, value} form of ShareGPT is understood."""
     if isinstance(turn, Mapping):
         role, content = turn.get("role"), turn.get("content")
+        where = f"{place}: message {number} of column {column!r}"
         if "role" not in turn and "from" in turn:
-            role, content = turn["from"], turn.get("value")
-            role = {"human": "user", "gpt": "assistant"}.get(str(role), role)
+            role, content = SHAREGPT_ROLES.get(str(turn["from"])), turn.get("value")
+            if role is None:
+                known = ", ".join(SHAREGPT_ROLES)
+                raise UserError(f"{where} is from {turn['from']!r}. Known are {known}; mend or delete that row.")
+        if turn.get("tool_calls"):
+            raise UserError(
+                f"{where} has tool_calls, which are not rendered. Expected what the model should write as text in "
+                "content; mend or delete that row."
+            )
+        if isinstance(role, str) and isinstance(content, list | tuple):
+            raise UserError(
+                f"{where} has a list as content (parts, as of data with images). Expected one text; join the texts of "
+                "the parts, or delete that row."
+            )
         if isinstance(role, str) and isinstance(content, str):
             return {"role": role, "content": content}
     keys = f"keys {', '.join(map(str, turn))}" if isinstance(turn, Mapping) else f"a {type(turn).__name__}"

@@ -20,12 +20,14 @@ from rlft.data.fitting import fit_examples
 from rlft.data.prompts import load_prompts, load_rows, tokenize
 from rlft.data.reading import Rows
 from rlft.data.shapes import check_column, detect_shape
+from rlft.data.unusable import left_out
 from rlft.errors import UserError
 from rlft.samples import Group, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SEPARATOR_INSIDE, SPLIT_IN_USE = "with the separator inside of a step", "are split there in use"
 _ANY_LENGTH = 1 << 40  # of a prompt alone; whether a row fits is seen with its steps behind it
 
 
@@ -42,14 +44,37 @@ def load_steps(
     """Read, render and tokenise completions in steps: see step_examples. `end` has no part in it, because nothing
     stands behind the last step.
 
-    Raises UserError for data that cannot be used.
+    Raises UserError for data that cannot be used, among them a step with the separator inside, unless data.unusable is
+    drop.
     """
     read = load_rows(data, rows, path)
+    check_step_columns(read, data)
+    several = [
+        i
+        for i, (row, place) in enumerate(zip(read.rows, read.places, strict=True))
+        if has_separator_inside(row, place, data)
+    ]
+    note = left_out([read.places[i] for i in several], len(read.rows), data, SEPARATOR_INSIDE, SPLIT_IN_USE)
+    kept = [i for i in range(len(read.rows)) if i not in set(several)]
+    read = Rows([read.rows[i] for i in kept], [read.places[i] for i in kept], read.source)
+    fitting, long = fit_examples(step_examples(read, data, tokenizer), tokenizer, window, data.too_long)
+    good = [label > 0.5 for row in read.rows for label in row[data.step_labels_column]]
+    counts = f"; {sum(good)} good steps, {len(good) - sum(good)} bad"
+    return ExampleSet(fitting, f"{read.source}: {describe_steps(read, data)}{counts}{note}{long}", seed, data.shuffle)
+
+
+def check_step_columns(read: Rows, data: DataConfig) -> None:
+    """Raises UserError when there are no steps or labels."""
     for key, name in (("data.steps_column", data.steps_column), ("data.step_labels_column", data.step_labels_column)):
         check_column(key, name, read.columns(), read.source)
-    examples = step_examples(read, data, tokenizer)
-    kept, long = fit_examples(examples, tokenizer, window, data.too_long)
-    return ExampleSet(kept, f"{read.source}: {_describe(read, data)}{long}", seed, data.shuffle)
+
+
+def has_separator_inside(row: Mapping[str, Any], place: str, data: DataConfig) -> bool:
+    """Whether what is one step in the row is several where a completion is split. Raises UserError for a row that holds
+    no steps with labels."""
+    steps = steps_of(row, place, data)
+    labels_of(row, place, data)
+    return any(data.step_separator in step for step in steps)
 
 
 def step_examples(read: Rows, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
@@ -140,18 +165,12 @@ def _labelled(sample: Sample, labels: Sequence[float]) -> Sample:
     return replace(sample, returns=returns)
 
 
-def _describe(read: Rows, data: DataConfig) -> str:
+def describe_steps(read: Rows, data: DataConfig) -> str:
     """One line for people."""
     shape = detect_shape(read, prompt_column=data.prompt_column, completion_column=None, need_completion=False)
-    steps = [step for row in read.rows for step in row[data.steps_column]]
-    good = sum(label > 0.5 for row in read.rows for label in row[data.step_labels_column])
     used = (data.steps_column, data.step_labels_column)
     others = ", ".join(name for name in shape.other_columns if name not in used) or "none"
-    line = (
+    return (
         f"{shape.prompt_column} -> prompt ({shape.kind}), {data.steps_column} -> steps, {data.step_labels_column} -> "
-        f"labels ({good} good, {len(steps) - good} bad); {len(read.rows)} rows; other columns: {others}"
+        f"labels; {len(read.rows)} rows; other columns: {others}"
     )
-    inside = sum(data.step_separator in _without_ends(step, data.step_separator) for step in steps)
-    if inside:
-        line += f"; {inside} steps have a separator inside: where completions are split there, they are several"
-    return line

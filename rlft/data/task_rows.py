@@ -138,8 +138,9 @@ def read_question(task: TaskConfig, row: Row, place: str, columns: Sequence[str]
             f"{place}: column {column!r} has no answer. Questions without one cannot be learned; delete it."
         )
     for text, start in zip(texts, starts):
-        if not isinstance(text, str) or not text or not isinstance(start, int) or context[start:][: len(text)] != text:
-            found = context[start:][: len(str(text))] if isinstance(start, int) else start
+        is_place = isinstance(start, int) and start >= 0
+        if not isinstance(text, str) or not text or not is_place or context[start:][: len(text)] != text:
+            found = context[start:][: len(str(text))] if is_place else ""
             raise UserError(
                 f"{place}: the answer {text!r} is not where answer_start {start!r} says: there is {found!r}. Expected "
                 "the character of the context at which it begins, from 0."

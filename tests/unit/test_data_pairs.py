@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rlft.config.data import DataConfig
+from rlft.config.load import load_config
+from rlft.data.learning import load_learning_rows
 from rlft.data.pairs import _next_of_another_prompt, load_labels, load_pairs
 from rlft.data.scores import scored_pair
 from rlft.errors import UserError
@@ -185,3 +189,29 @@ def test_pairs_that_are_cut_to_the_same_teach_nothing(tokenizer: Any) -> None:
     (kept,) = pairs(tokenizer, rows, window=10, too_long="truncate", unusable="drop").examples
     assert texts(tokenizer, kept)[1] == ["c" * 9, "d" * 9]
     assert all(len(s.advantages) == len(s.token_ids) == 10 for s in kept.samples)  # type: ignore[arg-type]
+
+
+def test_empty_answers_are_left_out_and_counted(tokenizer: Any) -> None:
+    """Apart from what is the same, and with the column named where they may not be."""
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = [good, {**good, "rejected": ""}, {**good, "rejected": "b"}]
+    with pytest.raises(UserError, match=r"1 of 3 rows with an empty completion teach nothing: dataset:2 \(column 'rej"):
+        pairs(tokenizer, rows)
+    loaded = pairs(tokenizer, rows, unusable="drop")
+    assert [group.prompt.id for group in loaded.examples] == ["dataset:1"]
+    assert "; 1 dropped with an empty completion; 1 dropped whose chosen and rejected" in loaded.description
+    with pytest.raises(UserError, match=r"dataset:2: column 'rejected' is empty \(null\)"):
+        pairs(tokenizer, [good, {**good, "rejected": None}])
+    labels = [{"prompt": p, "completion": c, "label": True} for p, c in (("a", "b"), ("b", ""), ("c", "d"))]
+    loaded = load_labels(DataConfig(unusable="drop"), tokenizer, window=20, seed=0, rows=labels)
+    assert len(loaded) == 2 and "(2 good, 0 bad); 1 dropped with an empty completion" in loaded.description
+
+
+def test_sources_of_a_reward_model_agree_about_margins(tmp_path: Path, folder: Path, tokenizer: Any) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    for name, row in (("a", {**good, "margin": 1}), ("b", good)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    mixture = [{"path": str(tmp_path / f"{name}.jsonl")} for name in "ab"]
+    config = load_config({}, {"algorithm.type": "reward", "model.path": str(folder), "data.mixture": mixture})
+    with pytest.raises(UserError, match=r"source b of data\.mixture has no column 'margin', and a has one"):
+        load_learning_rows(config, tokenizer, 20)

@@ -14,6 +14,8 @@ from rlft.config.model import TinyModel
 from rlft.data.examples import ExampleSet, load_examples
 from rlft.data.order import batch_indices
 from rlft.data.prompts import PromptSet, load_prompts
+from rlft.data.reading import rows_in_memory
+from rlft.data.shapes import detect_shape, prompt_messages
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import UserError
 from rlft.models.tiny import DIGITS_ALPHABET, make_tiny_model
@@ -309,3 +311,18 @@ def test_half_a_surrogate_pair_names_its_row(tokenizer):
     rows = [{"prompt": "12="}, {"prompt": "a\ud800b"}]
     with pytest.raises(UserError, match=r"dataset:2: '\\ud800' at character 1 .* surrogate pair"):
         load_prompts(DataConfig(), tokenizer, window=64, max_new_tokens=8, seed=0, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ({"from": "martian", "value": "hi"}, "is from 'martian'. Known are human, gpt"),
+        ({"role": "user", "content": [{"type": "text", "text": "hi"}]}, "has a list as content"),
+        ({"role": "assistant", "content": "hi", "tool_calls": [{"id": 1}]}, "has tool_calls, which are not rendered"),
+    ],
+)
+def test_messages_that_no_template_is_given(turn: dict[str, Any], words: str) -> None:
+    read = rows_in_memory([{"messages": [turn]}])
+    shape = detect_shape(read, prompt_column=None, completion_column=None, need_completion=False)
+    with pytest.raises(UserError, match=f"x:1: message 1 of column 'messages' {words}"):
+        prompt_messages(read.rows[0], "x:1", shape)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from rlft.data.lenient import read_leniently
 from rlft.data.reading import read_rows, rows_in_memory
 from rlft.errors import UserError
 
@@ -144,3 +145,29 @@ def test_reading_a_file_imports_no_datasets_and_no_torch(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_lines_end_with_a_line_feed(tmp_path: Path) -> None:
+    """And not with a carriage return alone, which may stand inside of one; looking at data says so too."""
+    lines = [json.dumps(row).replace(", ", ",\r") for row in ROWS]
+    for name, end, usable in (("a.jsonl", "\r\n", True), ("b.jsonl", "\n", True), ("c.jsonl", "\r", False)):
+        (tmp_path / name).write_bytes(end.join([*lines, ""]).encode())
+        if usable:
+            assert read_rows(str(tmp_path / name)).rows == ROWS == read_leniently(str(tmp_path / name))[0].rows
+            continue
+        with pytest.raises(UserError, match=r"line 1 is not valid JSON.*carriage returns \(CR\) inside"):
+            read_rows(str(tmp_path / name))
+        rows, (bad,) = read_leniently(str(tmp_path / name))
+        assert not rows.rows and "carriage returns" in bad.text
+
+
+def test_one_object_in_a_json_file(tmp_path: Path) -> None:
+    """However it is laid out; where it holds the rows in a list, that is said."""
+    from rlft.data.shapes import detect_shape
+
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps({"data": ROWS}, indent=indent))
+        for read in (read_rows(str(tmp_path / "a.json")), read_leniently(str(tmp_path / "a.json"))[0]):
+            assert read.rows == [{"data": ROWS}] and read.places == ["a.json:1"]
+            with pytest.raises(UserError, match="a list of objects in 'data': if those are the rows, save that list"):
+                detect_shape(read, prompt_column=None, completion_column=None, need_completion=True)

@@ -39,8 +39,8 @@ def test_steps_of_a_text(tokenizer: Any) -> None:
     assert np.flatnonzero(scored.loss_mask).tolist() == [6, 8], "the separator, and one more behind the last"
     assert scored.returns.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0]
     assert loaded.description == (
-        "dataset: prompt -> prompt (text), completions -> steps, labels -> labels (1 good, 1 bad); 1 rows; "
-        "other columns: who"
+        "dataset: prompt -> prompt (text), completions -> steps, labels -> labels; 1 rows; other columns: who; "
+        "1 good steps, 1 bad"
     )
 
 
@@ -63,12 +63,12 @@ def test_the_last_label_alone(tokenizer: Any) -> None:
 
 def test_separators_at_the_ends_of_steps_are_one(tokenizer: Any) -> None:
     rows = [{**ROW, "completions": ["ab\n\n", "\nc"]}, {**ROW, "completions": ["a\nb", "c"]}]
-    loaded = steps(tokenizer, rows)
-    first, second = (group.samples[0] for group in loaded.examples)
-    assert first.text == "ab\nc" and second.text == "a\nb\nc"
-    assert "; 1 steps have a separator inside: where completions are split there, they are several" in (
-        loaded.description
-    )
+    with pytest.raises(UserError, match="1 of 2 rows with the separator inside of a step are .*: dataset:2"):
+        steps(tokenizer, rows)
+    loaded = steps(tokenizer, rows, unusable="drop")
+    (first,) = loaded.examples[0].samples
+    assert len(loaded) == 1 and first.text == "ab\nc"
+    assert loaded.description.endswith("; 1 good steps, 1 bad; 1 dropped with the separator inside of a step")
     assert split_steps("ab\n\n  \nc\n", "\n") == ["ab", "c"] == split_steps(first.text, "\n")
     assert split_steps(" \n", "\n") == []
 

@@ -145,6 +145,7 @@ def test_held_out_rows_have_the_labels_of_those_that_are_learned(folder, tokeniz
         (TOKENS, [{"text": "a b", "spans": [[0, 9, "x"]]}], {}, r"'spans' is .*with characters of the text \(3 long"),
         (TOKENS, [{"text": "a b", "spans": [[0, 3, "x"], [2, 3, "y"]]}], {}, r"overlaps another"),
         (QUESTION, [{**ASKED[0], "answers": {"text": ["Rom"], "answer_start": [3]}}], {}, r"'Rom' is not where .*'is "),
+        (QUESTION, [{**ASKED[0], "answers": {"text": ["e."], "answer_start": [-2]}}], {}, r"answer_start -2 says"),
         (QUESTION, [{**ASKED[0], "answers": {"text": [], "answer_start": []}}], {}, r"column 'answers' has no answer"),
         (QUESTION, [{**ASKED[0], "answers": "Rome"}], {}, r"column 'answers' is 'Rome'\. Expected \{text: "),
         (QUESTION, [{**ASKED[0], "context": ""}], {}, r"column 'context' is empty\. Expected text"),
