@@ -187,6 +187,7 @@ class Endpoint:
                     f"endpoint {self._wire.url}: replies do not say how many tokens they took (usage), so "
                     "run.max_cost cannot be held. Leave run.max_cost out, or use a server that says so."
                 )
+            usage.uncounted += 1
             return
         usage.prompt_tokens += reply.prompt_tokens
         usage.completion_tokens += reply.completion_tokens

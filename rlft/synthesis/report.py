@@ -36,6 +36,7 @@ class Summary:
     failed_requests: dict[str, int]  # by kind, also where a retry then worked
     prompt_tokens: int
     completion_tokens: int
+    replies_without_usage: int  # that did not say how many tokens they took: tokens and cost are without those
     cost: float | None  # None where no prices are given
     seconds: float  # of this start
 
@@ -56,13 +57,17 @@ class Summary:
             f"  failed     {readable_counts(self.failed_rows)}"
             + ("; the same command tries them again" if self.failed_rows else ""),
             f"  requests   {self.requests}, {self.retries} of them retries; failed: {failed}",
-            f"  tokens     {self.prompt_tokens} prompt, {self.completion_tokens} completion",
+            f"  tokens     {self.prompt_tokens} prompt, {self.completion_tokens} completion{self._incomplete()}",
         ]
         if self.cost is not None:
-            lines.append(f"  cost       {self.cost:.4g}")
+            lines.append(f"  cost       {self.cost:.4g}{self._incomplete()}")
         if not self.complete:
             lines.append("  not done   the same command goes on from here")
         return "\n".join(lines)
+
+    def _incomplete(self) -> str:
+        count = self.replies_without_usage
+        return f"; incomplete: {count} replies did not say how many tokens they took (usage)" if count else ""
 
 
 class Progress:
@@ -94,6 +99,7 @@ class Progress:
         parts += [f"requests={usage.requests}"] + ([f"retries={usage.retries}"] if usage.retries else [])
         parts += [f"tokens={usage.prompt_tokens + usage.completion_tokens}"]
         parts += [f"cost={cost:.4g}"] if cost is not None else []
+        parts += [f"without_usage={usage.uncounted}"] if usage.uncounted else []
         left = self._seconds_left(counts.num_done + failed)
         parts += [f"eta={readable_seconds(left)}"] if left is not None else []
         self.tell(" ".join(parts))

@@ -113,6 +113,7 @@ def _finish(command: str, ledger: Ledger, endpoint: Endpoint, num_rows: int, pro
         failed_requests=_ordered(usage.failures.items()),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        replies_without_usage=usage.uncounted,
         cost=endpoint.cost(usage),
         seconds=round(progress.seconds, 3),
     )

@@ -19,6 +19,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)  # requests that failed, by kind, also if a retry worked
+    uncounted: int = 0  # replies that did not say how many tokens they took, which are in neither sum
 
     def add(self, other: Usage) -> None:
         """Add the counts of `other`."""
@@ -26,6 +27,7 @@ class Usage:
         self.retries += other.retries
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
+        self.uncounted += other.uncounted
         self.failures += other.failures
 
     def as_json(self) -> dict[str, Any]:
@@ -35,6 +37,7 @@ class Usage:
             "retries": self.retries,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "uncounted": self.uncounted,
             "failures": dict(sorted(self.failures.items())),
         }
 
@@ -42,6 +45,7 @@ class Usage:
     def from_json(cls, tree: Mapping[str, Any]) -> Usage:
         """Raises KeyError, TypeError or ValueError when it is none."""
         counts = {name: int(tree[name]) for name in ("requests", "retries", "prompt_tokens", "completion_tokens")}
+        counts["uncounted"] = int(tree.get("uncounted", 0))  # of ledgers from before it was counted
         return cls(**counts, failures=Counter({str(kind): int(n) for kind, n in tree["failures"].items()}))
 
 

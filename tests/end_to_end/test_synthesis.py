@@ -98,7 +98,7 @@ def test_distil_a_teacher_that_is_sometimes_wrong_and_learn_from_it(tmp_path: Pa
         "command": "distill", "out": "made.jsonl", "complete": True, "source_rows": 20, "resumed_rows": 0,
         "rows_made": 18, "left_out": {"duplicate": 19, "rejected": 1, "truncated": 2}, "failed_rows": {},
         "requests": 42, "retries": 2, "failed_requests": {"429": 1, "5xx": 1},
-        "prompt_tokens": 400, "completion_tokens": 200, "cost": 800.0,
+        "prompt_tokens": 400, "completion_tokens": 200, "replies_without_usage": 0, "cost": 800.0,
     }  # fmt: skip
     for line in ("18 rows from 20 prompts", "duplicate 19, truncated 2, rejected 1", "42, 2 of them retries", "800"):
         assert line in done.stdout

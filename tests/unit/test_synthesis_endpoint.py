@@ -184,7 +184,9 @@ def test_a_budget():
 def test_a_budget_needs_usage():
     prices = {"prompt_price": 1.0, "completion_price": 1.0}
     with chat_server(in_turn(completion("Hi.") | {"usage": None})) as server:
-        assert ask(Endpoint(config(server, **prices))).text == "Hi."
+        usage = Usage()
+        assert ask(Endpoint(config(server, **prices)), usage).text == "Hi."
+        assert usage.uncounted == 1 and Usage.from_json(usage.as_json()) == usage
         with pytest.raises(RunError, match="do not say how many tokens"):
             ask(Endpoint(config(server, **prices), max_cost=1.0))
 
