@@ -134,9 +134,9 @@ def _offline(config: Config, folder: RunFolder, tokenizer: Any, console: Console
         with counting_virtual(config.model.adapter):
             examples = load_learning_rows(config, tokenizer, limit, dataset)
         again = examples.repeats(config.loop.steps * config.loop.prompts_per_step)
-    if config.evaluation.path is not None:
-        with counting_virtual(config.model.adapter):
-            held_out = HeldOut(load_held_out_rows(config, tokenizer, limit), config.algorithm)
+        if config.evaluation.path is not None:
+            with counting_virtual(config.model.adapter):
+                held_out = HeldOut(load_held_out_rows(config, tokenizer, limit, examples), config.algorithm)
     with Run(folder, config, tokenizer, console) as run:
         console.message(f"data: {examples.description}")
         if not run.is_done():

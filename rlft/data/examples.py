@@ -38,6 +38,7 @@ class ExampleSet:
     description: str  # one line for people: which columns, how many rows
     seed: int
     shuffle: bool
+    documents: bool = False  # whole texts, without prompts
 
     def batch(self, step: int, num_examples: int) -> list[Group]:
         """The examples of one step (from 0): a pure function of seed and step, as in PromptSet.batch."""
@@ -97,7 +98,7 @@ def load_examples(
     )
     if shape.kind == "document":
         examples, note = document_examples(read, shape, data, tokenizer, window)
-        return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
+        return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle, documents=True)
     examples, note = fit_examples(worked_examples(read, shape, data, tokenizer, end), tokenizer, window, data.too_long)
     return ExampleSet(examples, f"{read.source}: {shape.describe()}{note}", seed, data.shuffle)
 

@@ -35,12 +35,26 @@ def load_learning_rows(config: Config, tokenizer: Any, window: int, rows: Iterab
     return _load(config, tokenizer, window, config.algorithm.preference_loss == "kto", rows=rows)
 
 
-def load_held_out_rows(config: Config, tokenizer: Any, window: int) -> list[Group]:
-    """The same of evaluation.path."""
+def load_held_out_rows(config: Config, tokenizer: Any, window: int, learned: Examples | None = None) -> list[Group]:
+    """The same of evaluation.path. Raises UserError too where one holds documents and the other, `learned`,
+    prompts with completions, since that would measure something else than what is learned."""
     data = config.data.model_copy(update={"max_rows": config.evaluation.max_rows, "shuffle": False, "label_of": "all"})
     held_out = config.model_copy(update={"data": data})
     examples = _load(held_out, tokenizer, window, False, path=config.evaluation.path)
+    if isinstance(learned, ExampleSet) and isinstance(examples, ExampleSet):
+        _check_alike(learned, examples, str(config.evaluation.path))
     return with_sources(examples.take(0, len(examples)), config.evaluation.source_column)
+
+
+def _check_alike(learned: ExampleSet, held_out: ExampleSet, path: str) -> None:
+    if learned.documents == held_out.documents:
+        return
+    here, there = "documents", "prompts with completions"
+    here, there = (here, there) if held_out.documents else (there, here)
+    raise UserError(
+        f"evaluation.path: {path} holds {here}, and what is learned are {there}. Expected rows of the same form. "
+        f"What a model makes of other texts is measured by rlft eval RUN --perplexity --data {path}."
+    )
 
 
 def _load(config: Config, tokenizer: Any, window: int, with_others: bool, **more: Any) -> Examples:

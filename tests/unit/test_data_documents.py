@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlft.config.data import DataConfig
+from rlft.config.load import load_config
 from rlft.data.documents import _cut
 from rlft.data.examples import ExampleSet, load_examples
+from rlft.data.learning import load_held_out_rows, load_learning_rows
 from rlft.errors import UserError
 from tests.unit.byte_model import EOS, encoded
 from tests.unit.byte_model import folder as folder  # the fixtures
@@ -71,3 +75,17 @@ def test_what_is_refused(tokenizer: Any, rows: list[Any], config: dict[str, Any]
     with pytest.raises(UserError) as caught:
         examples(tokenizer, rows, **config)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_held_out_rows_are_of_the_form_that_is_learned(tmp_path: Path, folder: Path, tokenizer: Any) -> None:
+    files = {"texts": {"text": "ab"}, "asked": {"prompt": "a", "completion": "b"}}
+    for name, row in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    for learned, held_out, here in (("asked", "texts", "documents"), ("texts", "asked", "prompts with completions")):
+        paths = {"data.path": f"{tmp_path}/{learned}.jsonl", "evaluation.path": f"{tmp_path}/{held_out}.jsonl"}
+        config = load_config({}, {"algorithm.type": "sft", "model.path": str(folder), **paths})
+        examples = load_learning_rows(config, tokenizer, 20)
+        with pytest.raises(UserError, match=f"evaluation.path: .*{held_out}.jsonl holds {here}, and what is learned"):
+            load_held_out_rows(config, tokenizer, 20, examples)
+        same = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"path": config.data.path})})
+        assert len(load_held_out_rows(same, tokenizer, 20, examples)) == 1
