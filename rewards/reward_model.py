@@ -47,7 +47,8 @@ def check_reward_model(
 
 
 def _read(judge: ScoringModel, prompt: Any, completion: Completion, ended: bool) -> Any:
-    """The sample as the model reads it, tokenised as pairs are for its training. What did not end has no end token."""
+    """The sample as the model reads it, tokenised as pairs are for its training. What did not end has no end token, but
+    an empty completion, of which nothing else is there to be judged."""
     from rlft.config.data import DataConfig
     from rlft.data.examples import worked_examples
     from rlft.data.reading import Rows
@@ -59,8 +60,9 @@ def _read(judge: ScoringModel, prompt: Any, completion: Completion, ended: bool)
     row = {"prompt": list(prompt) if chat else prompt, "completion": answer}
     shape = DataShape("messages" if chat else "text", "prompt", "completion", None, 1, ())
     read = Rows([row], ["completion"], "completions")
-    (group,) = worked_examples(read, shape, DataConfig(train_on="last"), judge.tokenizer, judge.end)
-    return group.with_samples([scored_at_end(group.samples[0] if ended else _unended(group.samples[0]))])
+    (group,) = worked_examples(read, shape, DataConfig(train_on="last"), judge.tokenizer, judge.end, refuse_empty=False)
+    sample = group.samples[0]
+    return group.with_samples([scored_at_end(sample if ended or sample.num_trained < 2 else _unended(sample))])
 
 
 def _unended(sample: Any) -> Any:

@@ -104,14 +104,19 @@ def load_examples(
 
 
 def worked_examples(
-    read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase, end: AbstractSet[int]
-) -> list[Group]:
-    """One example for each row, however long. See load_examples; for rows that are no documents."""
+    read: Rows, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase, end: AbstractSet[int],
+    refuse_empty: bool = True,
+) -> list[Group]:  # fmt: skip
+    """One example for each row, however long. See load_examples; for rows that are no documents. A completion that is
+    empty teaches nothing and is refused; one that is only judged may be."""
     chat = wants_chat(data, shape)
     if chat:
         require_template(tokenizer)
     located = list(zip(read.rows, read.places, strict=True))
-    talks = [_chat(row, place, shape, data, tokenizer) if chat else _plain(row, place, shape) for row, place in located]
+    talks = [
+        _chat(row, place, shape, data, tokenizer, refuse_empty) if chat else _plain(row, place, shape, refuse_empty)
+        for row, place in located
+    ]
     ends = {int(i) for i in [*end, tokenizer.eos_token_id]} if chat else set[int]()  # text may say what it likes
     examples = []
     for (row, place), talk, ids in zip(located, talks, _tokenized(talks, tokenizer, read.places, chat), strict=True):
@@ -137,24 +142,26 @@ def is_empty(answer: str, chat: bool) -> bool:
     return not (answer.strip() if chat else answer)
 
 
-def _plain(row: Mapping[str, Any], place: str, shape: DataShape) -> Talk:
+def _plain(row: Mapping[str, Any], place: str, shape: DataShape, refuse_empty: bool) -> Talk:
     """Prompt and completion as they are."""
     prompt, answer = prompt_text(row, place, shape), completion_text(row, place, shape)
-    if is_empty(answer, chat=False):
+    if refuse_empty and is_empty(answer, chat=False):
         raise UserError(f"{place}: the completion in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
     return Talk([Piece(prompt, False), Piece(answer, True)], None)
 
 
 def _chat(
-    row: Mapping[str, Any], place: str, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase
-) -> Talk:
+    row: Mapping[str, Any], place: str, shape: DataShape, data: DataConfig, tokenizer: PreTrainedTokenizerBase,
+    refuse_empty: bool,
+) -> Talk:  # fmt: skip
     """The conversation as the template renders it, cut where the assistant begins and ends to speak. A turn of the
     assistant that opens it answers nothing and is never learned as an answer."""
     turns = [*conversation(row, place, shape, data), {"role": "assistant", "content": answer_of(row, place, shape)}]
     numbers = [i for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
     if data.train_on == "last":
         numbers = numbers[-1:]
-    if (empty := next((i for i in numbers if is_empty(turns[i]["content"], chat=True)), None)) is not None:
+    empty = next((i for i in numbers if is_empty(turns[i]["content"], chat=True)), None)
+    if refuse_empty and empty is not None:
         which = "completion" if empty == len(turns) - 1 else f"answer in message {empty + 1}"
         raise UserError(f"{place}: the {which} in column {shape.completion_column!r} is empty. {ONLY_THE_END}")
     whole = render(tokenizer, turns, place, answer=True)

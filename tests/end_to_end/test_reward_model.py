@@ -44,6 +44,13 @@ def test_scores_are_those_of_transformers(trained: Path) -> None:
     np.testing.assert_allclose(cut, plain_scores(trained, ["12=12", f"12=021{eos}"]), atol=1e-5)
 
 
+def test_an_empty_completion_has_a_score(trained: Path) -> None:
+    """A policy may end at once, and must learn what that is worth."""
+    eos = load_tokenizer(trained).eos_token
+    found = reward_model(["12=", "12="], ["", ""], str(trained), finish_reasons=["stop", "length"])
+    np.testing.assert_allclose(found, plain_scores(trained, [f"12={eos}"] * 2), atol=1e-5)
+
+
 def test_an_adapters_folder_is_a_reward_model_too(task: Path) -> None:
     changes = {
         "algorithm.type": "reward", "model.adapter": {"rank": 4}, "loop.steps": 10, "learner.lr": 1e-2,
