@@ -91,7 +91,7 @@ def _inspect_tasks(config: Config) -> int:
     prepare(config, gpus=0)
     with ExitStack() as stack:
         path = _model_folder(config, stack)
-        learned, held_out = load_tasks(config, load_tokenizer(path), window(path))
+        learned, held_out = load_tasks(config, load_tokenizer(path), window(path, config.model.adapter))
     print(learned.description)
     for rows in held_out:
         print(f"  {rows.task.name}, held out: {rows.description}")
