@@ -60,6 +60,8 @@ def _about(saved: Saved, form: Form) -> str:
 def _facts(config: Config, step: int) -> dict[str, object]:
     adapter = config.model.adapter
     own: dict[str, object] = {}
+    bits = config.model.quantization
+    quantized = {} if bits is None else {"base in training": f"{bits.type}, dequantized for each pass"}
     if adapter is not None:
         keys = ("type", *KINDS[adapter.type].keys, *(["target_modules"] if KINDS[adapter.type].targeted else []))
         own["adapter"] = ", ".join(f"{key} {getattr(adapter, key)}" for key in keys)
@@ -67,7 +69,7 @@ def _facts(config: Config, step: int) -> dict[str, object]:
     if learns_tasks(config):
         data = [f"{task.name}: {task.path}" for task in config.tasks]
     return {
-        "base": config.model.path, "weights in training": config.model.dtype, **own,
+        "base": config.model.path, "weights in training": config.model.dtype, **quantized, **own,
         "algorithm": config.algorithm.type, "data": ", ".join(map(str, data)) or "given from Python",
         "steps": f"{step} of {config.loop.steps}, {config.loop.prompts_per_step} prompts or rows each",
         "learning rate": f"{config.learner.lr:g}, {config.learner.schedule}", "seed": config.run.seed,

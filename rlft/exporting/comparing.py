@@ -20,6 +20,7 @@ from rlft.exporting.saved import Form, Saved
 from rlft.models.adapters.own import own_adapter
 from rlft.models.attention import PackedLayout
 from rlft.models.load import load_checkpoint, load_model, num_logits, window
+from rlft.models.quantization import dequantize
 from rlft.models.reward import base_of, load_trained_reward_model
 from rlft.models.tasks import load_task_model
 
@@ -127,7 +128,7 @@ def _of_export(saved: Saved, form: Form, folder: Path) -> Callable[[], Callable[
             options = {"num_labels": 1, "dtype": getattr(torch, saved.config.model.dtype)}
             base = auto.from_pretrained(base_of(str(folder)), **options)
         else:
-            base = load_model(saved.config.model.model_copy(update={"adapter": None}))
+            base = dequantize(load_model(saved.config.model.model_copy(update={"adapter": None})))
         return said(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).float().eval())
 
     return load

@@ -55,7 +55,8 @@ def _is_weights(file: Path) -> bool:
 
 def _write_whole(saved: Saved, part: Path, form: Form, dtype: torch.dtype | None, folder: Path) -> None:
     model = _whole_model(saved, part, form, dtype)
-    (folder / "adapter_config.json").unlink(missing_ok=True)
+    for name in ("adapter_config.json", "quantization_config.json"):
+        (folder / name).unlink(missing_ok=True)
     model.save_pretrained(folder)
 
 
@@ -72,7 +73,7 @@ def _whole_model(saved: Saved, part: Path, form: Form, dtype: torch.dtype | None
         return classifier.to(kind)
     if form == "full":
         return load_checkpoint(model, source).to(kind)
-    plain: Any = load_model(model.model_copy(update={"adapter": None})).to(kind)
+    plain: Any = load_model(model.model_copy(update={"adapter": None, "quantization": None})).to(kind)
     adapted = load_checkpoint(model, source).float()
     places = dict(plain.named_parameters())
     seen = set[str]()

@@ -135,12 +135,17 @@ def _trained(
     stage, ranks = zero_stage(settings, config.model.dtype), settings.num_ranks
     adapter = config.model.adapter if settings is config.learner else None
     apart = (".lora_B.",) if adapter is not None and adapter.type == "lora_plus" else ()
-    training = roles.training_of(bare, stage, ranks, settings.gpus > 0, apart)
+    saved, again, base = 0, 0, config.model.quantization if settings is config.learner else None
+    if base is not None:
+        saved, again = roles.quantized(skeleton(bare.config, config.model.dtype, None), base)
+    training = roles.training_of(bare, stage, settings, apart, saved)
     micro_batches = plan_micro_batches(groups, ranks, settings.tokens_per_micro_batch, compares(config.algorithm))[0]
     chunk, entropy = config.learner.tokens_per_logit_chunk, with_head and config.algorithm.entropy_coef > 0
-    peak = roles.learner_peak(bare, training, micro_batches, settings, chunk, with_head, entropy)
+    peak = roles.learner_peak(bare, training, micro_batches, settings, chunk, with_head, entropy, again)
     most = max(sum(map(fed_tokens, part)) for part in micro_batches)
     trains = f"ZeRO {stage}, {training.trained:,} parameters train"
+    if settings.offload_activations:
+        trains += " (offload_activations is not counted: less on the GPU)"
     return peak, f"{trains}, {len(micro_batches)} micro-batches a rank, of up to {most:,} tokens"
 
 

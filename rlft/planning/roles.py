@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from torch import nn
+
+from rlft.config.model import QuantizationConfig
 from rlft.config.roles import TrainedConfig
 from rlft.planning.passes import ACTIVATIONS, LOGITS, Skeleton, scoring_pass, update_pass
-from rlft.planning.states import MASTER, OPTIMIZER, WEIGHTS, Training, gathered, moments, resting
+from rlft.planning.states import BUFFERS, MASTER, OPTIMIZER, WEIGHTS, Training, gathered, moments, resting
 from rlft.samples import Group, Totals, count_totals
 
 KV, SYNC = "KV cache", "sync buffers"
@@ -31,29 +34,48 @@ class Peak(NamedTuple):
         return self.parts.total()
 
 
-def training_of(skeleton: Skeleton, stage: int, ranks: int, on_gpu: bool, ratio_of: Sequence[str] = ()) -> Training:
+def quantized(plain: Skeleton, quantization: QuantizationConfig) -> tuple[int, int]:
+    """Bytes that a quantized base saves, and those of its largest weight, which is made again for each pass.
+    bitsandbytes quantizes every linear layer but the output's. `plain`: the model without an adapter."""
+    model: Any = plain.model
+    output = model.get_output_embeddings()
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not output]
+    bits = 8.0  # and a scale for each row, too few to count
+    if quantization.type == "nf4":  # and a scale for each block of 64; of 8 bits, with one for each 256 of these
+        bits = 4 + (8 + 32 / 256 if quantization.double else 32) / 64
+    whole = [w.numel() * w.element_size() for w in weights]
+    return sum(whole) - int(sum(w.numel() for w in weights) * bits / 8), max(whole, default=0)
+
+
+def training_of(
+    skeleton: Skeleton, stage: int, settings: TrainedConfig, ratio_of: Sequence[str] = (), saved: int = 0
+) -> Training:
     """How the skeleton's weights are trained. `ratio_of`: parts of names whose parameters have a learning rate of their
-    own, and so are groups of the optimizer for themselves."""
+    own, and so are groups of the optimizer for themselves. `saved`: bytes of what does not train that are not there."""
     named = [(n, p) for n, p in skeleton.model.named_parameters() if p.requires_grad]
     groups = dict[tuple[bool, bool], list[int]]()
     for name, p in named:
         groups.setdefault((any(part in name for part in ratio_of), p.ndim > 1), []).append(p.numel())
     width = named[0][1].element_size()
     frozen = skeleton.num_bytes() - sum(p.numel() * p.element_size() for _, p in named)
-    return Training(tuple(map(tuple, groups.values())), frozen, width, stage, ranks, on_gpu)
+    parts, on_gpu = tuple(map(tuple, groups.values())), settings.gpus > 0
+    return Training(
+        parts, frozen - saved, width, stage, settings.num_ranks, on_gpu, settings.optimizer, settings.offload
+    )
 
 
 def learner_peak(
     skeleton: Skeleton, training: Training, micro_batches: Sequence[Sequence[Group]], settings: TrainedConfig,
-    chunk: int, with_head: bool = True, entropy_gradient: bool = False,
+    chunk: int, with_head: bool = True, entropy_gradient: bool = False, dequantized: int = 0,
 ) -> Peak:  # fmt: skip
-    """The worst moment of a second update, when the optimizer's state is there. `micro_batches`: of one rank."""
+    """The worst moment of a second update, when the optimizer's state is there. `micro_batches`: of one rank.
+    `dequantized`: bytes of the largest weight that is made for a pass."""
     totals = count_totals([group for groups in micro_batches for group in groups], 1)
     always = resting(training)
     first = max(micro_batches, key=lambda groups: sum(len(s.token_ids) for g in groups for s in g.samples))
     passes = [first] * min(2, len(micro_batches))  # in the second, the first's gradients are there
     live = _update(skeleton, passes, totals, settings, chunk, with_head, entropy_gradient)
-    found = {"backward": always + live + Counter({"gathered weights": gathered(training)})}
+    found = {"backward": always + live + Counter({"gathered weights": gathered(training), BUFFERS: dequantized})}
     found |= {moment: always + parts for moment, parts in moments(training).items()}
     return max((Peak(moment, _positive(parts)) for moment, parts in found.items()), key=lambda peak: peak.total)
 

@@ -14,6 +14,12 @@ WEIGHTS, MASTER, OPTIMIZER, GRADIENTS, BUFFERS = "weights", "master weights", "o
 GIB = 1 << 30
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces at once, and keeps gathered with ZeRO-3, by default
 
+_STATE = {  # bytes that the optimizer keeps of an element; adafactor's rows and columns are too few to count
+    "adamw": 8, "adamw_fused": 8, "cpu_adam": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4,
+    "adafactor": 0, "muon": 4,
+}  # fmt: skip
+_IN_PLACE = ("adamw_fused", "cpu_adam", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+
 
 class Training(NamedTuple):
     """What trains, and how it is split."""
@@ -23,7 +29,9 @@ class Training(NamedTuple):
     width: int  # W
     stage: int
     ranks: int
-    foreach: bool  # AdamW takes all parameters at once: on GPUs
+    foreach: bool  # the optimizer takes all parameters at once: on GPUs
+    optimizer: str = "adamw"
+    offload: str = "none"  # to CPU memory, as learner.offload
 
     @property
     def trained(self) -> int:
@@ -40,10 +48,13 @@ def resting(training: Training) -> Counter[str]:
     """What is always there once the first update is made."""
     t, n = training.trained, training.share
     whole = t * training.width + training.frozen
+    weights = whole // training.ranks if training.stage == 3 else whole
+    if training.offload != "none":
+        return Counter({WEIGHTS: 0 if training.offload == "optimizer_and_weights" else weights})
     return Counter({
-        WEIGHTS: whole // training.ranks if training.stage == 3 else whole,
+        WEIGHTS: weights,
         MASTER: 4 * t // n if training.stage or training.width < 4 else 0,
-        OPTIMIZER: 8 * t // n,
+        OPTIMIZER: _STATE[training.optimizer] * t // n,
     })  # fmt: skip
 
 
@@ -59,8 +70,10 @@ def moments(training: Training) -> dict[str, Counter[str]]:
     t, w, n = training.trained, training.width, training.share
     # A flat copy of a bucket travels, also where there is but one rank.
     reduced = Counter({GRADIENTS: t * w, BUFFERS: min(t, _BUCKET) * w})
+    if training.offload != "none":  # the step is made in CPU memory
+        return {"reduce": reduced}
     if training.stage == 0:
-        step = _temporary([size for group in training.groups for size in group], training.foreach)
+        step = _temporary([size for group in training.groups for size in group], training)
         return {"reduce": reduced, "step": Counter({GRADIENTS: t * w, BUFFERS: step})}
     left = t if training.stage == 1 else t // n  # elements of gradients that stay
     steps = list[Counter[str]]()
@@ -68,12 +81,14 @@ def moments(training: Training) -> dict[str, Counter[str]]:
         flat = 4 * sum(group) // n
         steps.append(Counter({GRADIENTS: left * w, BUFFERS: flat}))
         left -= sum(group) if training.stage == 1 else sum(group) // n
-        used = flat + _temporary([sum(group) // n], training.foreach)
+        used = flat + _temporary([sum(group) // n], training)
         steps.append(Counter({GRADIENTS: max(0, left) * w, BUFFERS: used}))
     return {"reduce": reduced, "step": max(steps, key=Counter.total)}
 
 
-def _temporary(sizes: Sequence[int], foreach: bool) -> int:
-    """AdamW's denominator: the root and its quotient by the bias correction, of one tensor after the other, or (in
-    place) of all of them."""
-    return 4 * sum(sizes) if foreach else 8 * max(sizes, default=0)
+def _temporary(sizes: Sequence[int], training: Training) -> int:
+    """What the optimizer makes for a moment. AdamW's denominator: the root and its quotient by the bias correction, of
+    one tensor after the other, or (in place) of all of them. In one kernel: nothing."""
+    if training.optimizer in _IN_PLACE:
+        return 0
+    return 4 * sum(sizes) if training.foreach else 8 * max(sizes, default=0)

@@ -153,7 +153,7 @@ def predict(case: dict[str, Any], folder: str) -> dict[str, Any]:
     if case["draw"]:
         peak = generator_peak(bare, case["groups"], case["samples"], case["prompt"], case["completion"])
     else:
-        training = training_of(bare, zero_stage(config.learner, case["dtype"]), 1, on_gpu=False)
+        training = training_of(bare, zero_stage(config.learner, case["dtype"]), config.learner)
         groups = expected_groups(case["groups"], case["samples"], case["prompt"], case["completion"])
         peak = learner_peak(bare, training, [[g] for g in groups], config.learner, case["chunk"])
     parts = {name: round(size / 1e6, 1) for name, size in peak.parts.items()}

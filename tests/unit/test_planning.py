@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from rlft import cli
 from rlft.config.adapters import AdapterConfig
+from rlft.config.model import QuantizationConfig
 from rlft.models.adapters.attach import add_adapter
 from rlft.planning.live import LiveBytes, fused_attention
 from rlft.planning.passes import Skeleton, scoring_pass, skeleton, update_pass
-from rlft.planning.roles import cache_per_token, generator_peak
+from rlft.planning.roles import cache_per_token, generator_peak, quantized
 from rlft.planning.shapes import expected_groups
 from rlft.planning.states import Training, gathered, moments, resting
 from rlft.samples import count_totals
@@ -119,6 +120,20 @@ def test_states_by_hand() -> None:
     assert resting(whole)["weights"] == 2000
     assert gathered(whole) == 8000, "all of so small a model"
     assert gathered(plain) == 0
+
+
+def test_optimizers_offloading_and_quantized_bases_by_hand() -> None:
+    plain = Training(((600, 300), (100,)), frozen=4000, width=2, stage=2, ranks=2, foreach=True)
+    assert resting(plain)["optimizer"] == 8 * 500
+    assert resting(plain._replace(optimizer="adamw_8bit"))["optimizer"] == 2 * 500
+    assert resting(plain._replace(offload="optimizer")) == Counter({"weights": 6000})
+    assert set(moments(plain._replace(offload="optimizer"))) == {"reduce"}
+    # a layer has q 64x64, k and v 64x32, o 64x64, and three of 64x160
+    weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    bare = skeleton(_qwen(2), "bfloat16", None)
+    saved, largest = quantized(bare, QuantizationConfig(type="int8"))
+    assert (saved, largest) == (weights * (2 - 1), 64 * 160 * 2)
+    assert quantized(bare, QuantizationConfig(double=False))[0] == weights * 2 - weights * 4.5 / 8
 
 
 # ---- generators ----
