@@ -67,8 +67,9 @@ def test_an_output_layer_that_is_not_there(tmp_path: Path, folder: Path) -> None
 
 
 def test_whole_models_load(tmp_path: Path, folder: Path) -> None:
-    load_model(ModelConfig.model_validate({"path": str(folder)}))
-    load_model(ModelConfig.model_validate({"path": str(other(folder, tmp_path, "whole", tied=False))}))
+    for path in (folder, other(folder, tmp_path, "whole", tied=False)):
+        lm: Any = load_model(ModelConfig.model_validate({"path": str(path)}))
+        assert lm.get_output_embeddings().weight.shape == lm.get_input_embeddings().weight.shape
 
 
 @pytest.mark.parametrize("adapter", [None, {"rank": 2}])
