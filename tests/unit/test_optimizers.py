@@ -230,7 +230,10 @@ def test_activations_move_and_weights_stay(monkeypatch):
 
     def seen(tensor):
         saved = to_cpu(tensor)
-        (kept if saved is tensor else moved).append(tuple(tensor.shape))
+        if saved is tensor:
+            kept.append(tensor.untyped_storage().data_ptr())
+        else:
+            moved.append(tuple(tensor.shape))
         return saved
 
     monkeypatch.setattr(activations, "_to_cpu", seen)
@@ -245,4 +248,6 @@ def test_activations_move_and_weights_stay(monkeypatch):
     for got, wanted in zip([p.grad for p in module.parameters()] + [x.grad], expected, strict=True):
         assert torch.equal(got, wanted)
     assert sorted(set(moved)) == [(32, 64), (32, 128)]
-    assert sorted(set(kept)) == [(64, 128), (128, 64)], "views of the weights"
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    # Which are saved depends on torch's kernels for this CPU: some save the biases too.
+    assert kept and set(kept) <= weights, "weights and views of them"
