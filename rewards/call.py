@@ -15,14 +15,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from rewards.load import BoundReward
 from rlft.errors import RunError, UserError
-from rlft.samples import Group, RewardResult, Sample
+from rlft.samples import Group, RewardResult, RewardStatus, Sample
 
 MAX_ABANDONED = 8  # calls that ran out of time and still run; more would eat the machine's cores and memory
 MAX_DETAIL = 300  # characters of an error that are kept with each sample
+_WITH_VALUE, _WITHOUT_VALUE = ("ok", "wrong", "unparsed"), ("error", "none")
 
 
 class Caller:
@@ -57,7 +59,7 @@ class Caller:
         if isinstance(outcome, BaseException):
             return [RewardResult(None, "error", error_detail(outcome, reward.file), seconds)] * num_samples
         values = _values(reward.name, outcome[0], num_samples)
-        return [_result(value, seconds) for value in values]
+        return [_result(reward.name, value, seconds) for value in values]
 
     def run(
         self, name: str, function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float
@@ -147,10 +149,10 @@ def _values(name: str, returned: Any, num_samples: int) -> Sequence[Any]:
             "None) for each, in the same order."
         )
     for place, value in enumerate(values):
-        if value is not None and not isinstance(value, numbers.Real) and not _is_scalar(value):
+        if value is not None and not isinstance(value, numbers.Real | RewardResult) and not _is_scalar(value):
             raise UserError(
                 f"reward {name!r} returned {str(value)[:80]!r} (a {type(value).__name__}) as value {place}. Expected a "
-                "number or None."
+                "number, a RewardResult or None."
             )
     return values
 
@@ -159,13 +161,31 @@ def _is_scalar(value: Any) -> bool:
     return hasattr(value, "item") and getattr(value, "ndim", None) == 0 and not isinstance(value.item(), str)
 
 
-def _result(value: Any, seconds: float) -> RewardResult:
+def _result(name: str, value: Any, seconds: float) -> RewardResult:
+    if isinstance(value, RewardResult):
+        return _checked(name, value, seconds)
     if value is None:
         return RewardResult(None, "none", "returned None", seconds)
     number = float(value.item() if hasattr(value, "item") else value)
     if not math.isfinite(number):
         return RewardResult(None, "none", f"returned {number}", seconds)
     return RewardResult(number, "ok", "", seconds)
+
+
+def _checked(name: str, result: RewardResult, seconds: float) -> RewardResult:
+    """What a function says in full: its own seconds where it gives any. Raises UserError for a status without its
+    value, or a value that its status cannot have."""
+    number = None if result.value is None else float(result.value)
+    if number is not None and not math.isfinite(number):
+        return RewardResult(None, "none", f"returned {number}; {result.detail}"[:MAX_DETAIL], result.seconds or seconds)
+    needs, has = result.status in _WITH_VALUE, number is not None
+    if (needs and not has) or (has and result.status in _WITHOUT_VALUE) or result.status not in get_args(RewardStatus):
+        raise UserError(
+            f"reward {name!r} returned a RewardResult with status {result.status!r} and value {result.value}. Expected "
+            f"a number with {' or '.join(_WITH_VALUE)}, None with {' or '.join(_WITHOUT_VALUE)}, either with timeout "
+            "or refused."
+        )
+    return replace(result, value=number, detail=result.detail[:MAX_DETAIL], seconds=result.seconds or seconds)
 
 
 def error_detail(error: BaseException, file: str | None) -> str:

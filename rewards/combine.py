@@ -121,7 +121,7 @@ def _failures(failed: Sequence[tuple[str, Sample]]) -> str:
         (name, result, place)
         for place, sample in failed
         for name, result in sample.reward_parts.items()
-        if result.status != "ok"
+        if result.value is None
     ]
     if not bad:
         return "No reward function was called for them. "

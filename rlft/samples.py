@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-RewardStatus = Literal["ok", "none", "error", "timeout"]
+RewardStatus = Literal["ok", "wrong", "unparsed", "timeout", "refused", "error", "none"]
+"""What became of a judgement. `ok`, and with a value too: `wrong` (a right or wrong question, answered wrongly),
+`unparsed` (no answer could be read in the completion). `timeout` and `refused` have a value when it is the completion's
+doing (a program that does not end) and none when the judge could not do its work. `error` and `none` have no value."""
 FinishReason = Literal["stop", "length"]
 ENVIRONMENT = "environment"  # name of the part of a reward that the environment gives
 
@@ -32,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """What one reward function said of one sample. `value` is None exactly when `status` is not "ok"."""
+    """What one reward function said of one sample. A sample with a value of None in a part is not learned from."""
 
     value: float | None
     status: RewardStatus

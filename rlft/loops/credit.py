@@ -5,6 +5,7 @@ Knows nothing about roles. Works on lists of groups. The table ESTIMATORS holds 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -330,6 +331,8 @@ def rollout_metrics(rollout: Rollout, version: int) -> Metrics:
         if values:
             metrics[f"reward/{name}/mean"] = float(np.mean(values))
         metrics[f"reward/{name}/failed"] = float(len(parts) - len(values))
+        for status, count in Counter(p.status for p in parts if p.status != "ok").items():
+            metrics[f"reward/{name}/{status}"] = float(count)
     return metrics
 
 

@@ -79,7 +79,7 @@ def test_metrics_of_a_rollout():
     parts = [
         {"math": RewardResult(1.0, "ok")},
         {"math": RewardResult(None, "timeout")},
-        {"math": RewardResult(0.0, "ok")},
+        {"math": RewardResult(0.0, "wrong")},
     ]
     group = rewarded([1.0, None, 0.0])
     samples = [replace(s, reward_parts=p) for s, p in zip(group.samples, parts, strict=True)]
@@ -104,6 +104,8 @@ def test_metrics_of_a_rollout():
         "reward/std": 0.5,
         "reward/math/mean": 0.5,
         "reward/math/failed": 1,
+        "reward/math/timeout": 1,
+        "reward/math/wrong": 1,
     }
 
 
