@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlft import __version__, cli_export, cli_judge, cli_plan, cli_synth
+from rlft import __version__, cli_export, cli_judge, cli_plan, cli_rewards, cli_synth
 from rlft.cli_data import add_data
 from rlft.errors import RunError, UserError
 
@@ -28,6 +28,7 @@ Fine-tune language models with reinforcement learning.
   rlft export runs/x --to models/x    a model that transformers, PEFT or vLLM load
   rlft plan configs/x.yaml            the memory that a run needs, before it takes any
   rlft data inspect train.jsonl       what a run would make of a data file, and which rows it would refuse
+  rlft rewards test configs/x.yaml answers.jsonl      what its reward functions say, before any training
   rlft synth distill configs/synthesis/distill.yaml     data made by another model
   rlft config show configs/x.yaml     the complete configuration, defaults included
 """
@@ -153,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(commands)
     cli_export.add_export(commands, SHAPE)
     cli_plan.add_plan(commands, SHAPE)
+    cli_rewards.add_rewards(commands, SHAPE)
     cli_synth.add_synth(commands, SHAPE)
     return parser
 

@@ -139,7 +139,9 @@ def _logprobs(model: Any) -> Callable[[Tensor], Tensor]:
 
     def said(tokens: Tensor) -> Tensor:
         if own is not None and own.by_source:
-            own.use_sources(tuple(own.adapter.tasks[:1]), torch.zeros_like(tokens)[None])
+            own.use_sources(
+                tuple(own.adapter.tasks), torch.arange(len(tokens), device=tokens.device)[None] % len(own.adapter.tasks)
+            )
         logits = model(input_ids=tokens[None], use_cache=False).logits[0, -len(tokens) :]  # less virtual tokens
         return torch.log_softmax(logits[:-1].float(), -1).gather(-1, tokens[1:, None])
 

@@ -24,7 +24,8 @@ def rollouts_path(folder: Path, step: int) -> Path:
 def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
     """Write the samples of one step into `folder` (the run's rollouts folder), one row a sample in the groups' order.
     `completion` leaves special tokens out; `advantages` are there where a sample's tokens have different ones; `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the
-    prompt. What an environment said is in all of them, with loss_mask false."""
+    prompt. What an environment said is in all of them, with loss_mask false. `columns`, `messages` (of a chat prompt)
+    and `turns` (with an environment) are JSON."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -49,6 +50,8 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
         "loss_mask": pa.list_(pa.bool_()),
         "sampler_logprobs": pa.list_(pa.float32()),
         "columns": text,
+        "messages": text,
+        "turns": text,
     }
     for name in sorted({name for group in groups for sample in group.samples for name in sample.reward_parts}):
         types |= {f"reward/{name}": real, f"status/{name}": text, f"detail/{name}": text}
@@ -76,14 +79,19 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def stored_steps(folder: Path) -> dict[int, Path]:
+    """The rollouts that are there, by their step; without those that a resumed run has moved aside."""
+    files = sorted(path for path in Path(folder).glob("step-*.parquet") if path.stem.removeprefix("step-").isdigit())
+    return {int(path.stem.removeprefix("step-")): path for path in files}
+
+
 def set_aside_rollouts(folder: Path, from_step: int) -> list[Path]:
     """Before a resumed run makes step `from_step` and later ones again: move their files to
     step-000012.before-resume-<n>.parquet. Returns the new paths."""
-    files = sorted(path for path in Path(folder).glob("step-*.parquet") if path.stem.removeprefix("step-").isdigit())
     return [
         path.rename(free_numbered(path, "before-resume"))
-        for path in files
-        if int(path.stem.removeprefix("step-")) >= from_step
+        for step, path in stored_steps(folder).items()
+        if step >= from_step
     ]
 
 
@@ -109,6 +117,8 @@ def _row(step: int, group: Group, index: int, sample: Sample) -> dict[str, Any]:
         "loss_mask": sample.loss_mask[start:].tolist(),
         "sampler_logprobs": sample.logprobs[start:].tolist(),
         "columns": json.dumps(dict(group.prompt.columns), default=_for_json),
+        "messages": json.dumps(group.prompt.messages) if group.prompt.messages is not None else None,
+        "turns": json.dumps(sample.turns, default=_for_json) if sample.turns else None,
     }
     for name, part in sample.reward_parts.items():
         row |= {

@@ -19,12 +19,13 @@ from rlft import cli
 from rlft.config.adapters import KINDS
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import RunError, UserError
-from rlft.models.adapters.attach import OWN
+from rlft.models.adapters.attach import OWN, own_adapter
 from rlft.models.load import load_checkpoint
 from rlft.models.tasks import load_task_model
 from tests.bench.process import result_of
 from tests.end_to_end.test_tasks import APART, TASKS
 from tests.end_to_end.test_tasks import tasks as tasks  # the fixture
+from tests.helpers import make_biased_model
 from tests.running import DPO, SFT, changed, fails, rlft, train_here, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # DeepSpeed's own calls into torch
@@ -39,6 +40,7 @@ FAST = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "adalora": {"rank": 2, "initial_rank": 4}, "vera": {"rank": 8}, "lora_drop": {"sample_steps": 2},
 }  # fmt: skip
+EXPERTS = {"type": "lora_experts", "rank": 4, "num_experts": 2, "tasks": ["a", "b"]}
 PEFTS = [kind for kind in KINDS if kind not in OWN]
 IDS = torch.arange(3, 43)[None] * 7 % 64
 
@@ -53,7 +55,7 @@ def trained(task: Path, name: str, base: dict[str, Any] = SFT, **changes: Any) -
 
 def adapter_run(task: Path, kind: str, **more: Any) -> Path:
     plain = {"rank": 4} if "rank" in KINDS[kind].keys else {}
-    name = "-".join([kind, *map(str, more.values())])
+    name = "-".join([kind, *(Path(str(value)).name for value in more.values() if isinstance(value, str | int))])
     adapter = {"type": kind} | plain | SETTINGS.get(kind, {})
     return trained(task, name, **({"model.adapter": adapter} | more))
 
@@ -66,6 +68,9 @@ def own(run: Path) -> torch.Tensor:
 
 
 def said(model: Any) -> torch.Tensor:
+    adapter = own_adapter(model)
+    if adapter is not None and adapter.by_source:
+        adapter.use_sources(("a", "b"), torch.arange(IDS.shape[1])[None] % 2)
     with torch.no_grad():
         return model.float().eval()(input_ids=IDS).logits[0, -IDS.shape[1] :].log_softmax(-1)
 
@@ -132,12 +137,11 @@ def test_adapters_and_merged_models(task: Path, tmp_path: Path, kind: str) -> No
     assert not (merged / "adapter_config.json").exists() and (merged / "generation_config.json").exists()
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in OWN if kind not in ("lora_experts", "bitfit")]
-)  # several tasks; biases
+@pytest.mark.parametrize("kind", list(OWN))
 def test_adapters_of_ours(task: Path, tmp_path: Path, kind: str) -> None:
-    run = adapter_run(task, kind)
+    run = adapter_run(task, kind, **_needs(task, kind))
     expected = own(run)
+    assert float((said(base_of(run)) - expected).abs().max()) > 1e-2, "the adapter has learned something"
     done = export(str(run), str(tmp_path / "adapter"))
     assert "Loads in rlft only" in done.lines[1]
     assert "load_checkpoint(settings" in (done.folder / "README.md").read_text()
@@ -146,6 +150,18 @@ def test_adapters_of_ours(task: Path, tmp_path: Path, kind: str) -> None:
     if KINDS[kind].merges:
         merged = export(str(run), str(tmp_path / "merged"), merge=True).folder
         torch.testing.assert_close(said(AutoModelForCausalLM.from_pretrained(merged)), expected, rtol=0, atol=1e-4)
+
+
+def _needs(task: Path, kind: str) -> dict[str, Any]:
+    """Of a run: biases, or rows of several tasks."""
+    if kind == "bitfit":
+        like = str(find_saved(trained(task, "full")).config.model.path)
+        biased = make_biased_model(task / "biased", Path(like))
+        return {"model.path": str(biased), "model.tiny": None}
+    if kind != "lora_experts":
+        return {}
+    sources = [{"path": "train.jsonl", "name": name, "completion_column": "answer"} for name in EXPERTS["tasks"]]
+    return {"data": {"mixture": sources}, "model.adapter": EXPERTS}
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])

@@ -59,6 +59,8 @@ def test_round_trip(tmp_path: Path):
         "loss_mask": [True, True, False],
         "sampler_logprobs": [-0.5, -0.25, 0.0],
         "columns": {"answer": "4", "n": 4, "odd": "\ud800", "xs": [1, 2]},
+        "messages": None,
+        "turns": None,
         "reward/format": None,
         "status/format": None,
         "detail/format": None,
