@@ -60,6 +60,9 @@ class TrackingConfig(Section):
     """Log to this Weights & Biases project too (needs `pip install wandb`)."""
     rollouts_every: int = Field(default=1, ge=0)
     """Write the samples of every so many steps as Parquet; 0: never."""
+    drift_window: int = Field(default=20, ge=0)
+    """Warn when the mean reward of so many steps is above that of as many before, while held-out accuracy, length,
+    entropy or duplicates say that it is gamed; 0: never. Metrics: drift/*."""
 
 
 class ClusterConfig(Section):

@@ -23,7 +23,7 @@ from rlft.config.unused_tasks import TASK_RULES
 _DRAWING = (  # what only drawn samples need
     "generator.*", "environment.*", "rewards.*", "critic.*", "loop.max_staleness", "loop.in_flight",
     "loop.probe_*", "loop.mismatch_*", "cluster.layout", "cluster.weight_transport", "tracking.rollouts_every",
-    "evaluation.samples_per_prompt", "evaluation.temperature", "evaluation.pass_threshold",
+    "tracking.drift_window", "evaluation.samples_per_prompt", "evaluation.temperature", "evaluation.pass_threshold",
     "evaluation.metrics", "evaluation.reference_column",
 )  # fmt: skip
 _ROWS = {kind: tuple(f"data.{key}" for key in keys) for kind, keys in KEYS_OF_ROWS.items()}

@@ -311,6 +311,7 @@ def rollout_metrics(rollout: Rollout, version: int) -> Metrics:
         "samples/replaced_groups": float(rollout.num_replaced),
         "completion/length_mean": float(lengths.mean()),
         "completion/length_max": float(lengths.max()),
+        "completion/duplicates": _duplicates(groups),
         "completion/truncated": float(np.mean([s.finish_reason == "length" for s in samples])),
         "staleness/mean": float(lags.mean()),
         "staleness/max": float(lags.max()),
@@ -334,6 +335,12 @@ def rollout_metrics(rollout: Rollout, version: int) -> Metrics:
         for status, count in Counter(p.status for p in parts if p.status != "ok").items():
             metrics[f"reward/{name}/{status}"] = float(count)
     return metrics
+
+
+def _duplicates(groups: Sequence[Group]) -> float:
+    """Share of the samples that say what an earlier one of their group says."""
+    distinct = sum(len({s.token_ids.tobytes() for s in g.samples}) for g in groups)
+    return 1 - distinct / sum(len(g.samples) for g in groups)
 
 
 def _episode_metrics(samples: Sequence[Sample]) -> Metrics:

@@ -18,8 +18,9 @@ from rlft.roles import Critic, Metrics, Scorer, Trained
 from rlft.runs.checkpoints import Checkpoints
 from rlft.runs.console import Console, readable_seconds
 from rlft.runs.files import atomic_write_text
+from rlft.runs.drift import DriftWatch
 from rlft.runs.folder import RunFolder
-from rlft.runs.metrics import MetricsWriter
+from rlft.runs.metrics import MetricsWriter, read_metrics
 from rlft.runs.rollouts import set_aside_rollouts, write_rollouts
 from rlft.runs.trackers import make_trackers
 from rlft.samples import Group
@@ -54,6 +55,8 @@ class Run:
             config.tracking, folder, config.run.name, config.model_dump(mode="json"), following if self.step else None
         )
         self._metrics_of_save: Metrics = {}
+        past = [read_metrics(path) for path in (folder.metrics_path, folder.eval_path)]
+        self._drift = DriftWatch(config.tracking.drift_window, *past)
 
     def __enter__(self) -> Run:
         self.console.__enter__()
@@ -106,9 +109,13 @@ class Run:
         times = clock.metrics()
         everything = {**metrics, **times, **self._metrics_of_save, "tokens_per_s": num_tokens / times["time/step_s"]}
         self._metrics_of_save = {}
+        drift, warnings = self._drift(step, everything)
+        everything |= drift
         self.last_metrics |= everything
         for sink in (self._metrics, *self._trackers, self.console):
             sink.log(step, everything)
+        for warning in warnings:
+            self.console.message(warning)
         every = self._config.tracking.rollouts_every
         if groups and every and step % every == 0:
             write_rollouts(self.folder.rollouts, step, groups)
@@ -116,6 +123,7 @@ class Run:
     def log_evaluation(self, step: int, metrics: Metrics) -> None:
         """Metrics of an evaluation after `step` steps."""
         self.last_metrics |= metrics
+        self._drift.evaluated(step, metrics)
         for sink in (self._evaluations, *self._trackers):
             sink.log(step, metrics)
         self.console.show(metrics)

@@ -95,6 +95,7 @@ def test_metrics_of_a_rollout():
         "samples/replaced_groups": 0,
         "completion/length_mean": 3,
         "completion/length_max": 4,
+        "completion/duplicates": 0,
         "completion/truncated": pytest.approx(1 / 3),
         "staleness/mean": pytest.approx(5 / 9),
         "staleness/max": 2,
@@ -107,6 +108,17 @@ def test_metrics_of_a_rollout():
         "reward/math/timeout": 1,
         "reward/math/wrong": 1,
     }
+
+
+def test_duplicates_are_counted_within_groups():
+    """Of 3 and 3 samples one and two say what an earlier one of their group says: 3 of 6."""
+    one = rewarded([1.0, 0.0, 0.0])
+    tokens = [s.token_ids for s in one.samples]
+    groups = [
+        one.with_samples([replace(s, token_ids=tokens[i]) for s, i in zip(one.samples, which, strict=True)])
+        for which in ((0, 1, 0), (2, 2, 2))
+    ]
+    assert rollout_metrics(Rollout(groups, 1.0, 1.0), version=5)["completion/duplicates"] == 0.5
 
 
 # ---- learn ----
