@@ -48,13 +48,15 @@ def export(
     folder = Path(to).expanduser().absolute()
     _refuse_taken(folder)
     saved = find_saved(Path(target), step)
+    if folder.is_relative_to(saved.run.absolute() / "checkpoints"):
+        raise UserError(f"--to {folder}: is among the run's own checkpoints; name a folder somewhere else")
     form = saved.form(merge)
     token = None if push is None else hub_token()
     prepare(saved.config, gpus=0)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
+        _make(temporary, folder)
         with full_disk_named(folder):
             write_model(saved, form, dtype, temporary)
             gap = compare(saved, form, dtype, temporary)
@@ -75,6 +77,8 @@ def export(
 
 def find_saved(target: Path, step: int | None = None) -> Saved:
     """The checkpoint that `target` names, or that of `step` in a run. Raises UserError when there is none."""
+    if target.is_file():
+        raise UserError(f"{target}: is a file; expected a run's folder, or a checkpoint in one")
     if not target.is_dir():
         from rlft.config.problems import near_files
 
@@ -105,6 +109,13 @@ def _refuse_taken(folder: Path) -> None:
         raise UserError(f"--to {folder}: is a file; expected a folder that is not there yet, or empty")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--to {folder}: is not empty, and an export overwrites nothing; name another folder")
+
+
+def _make(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--to {folder}: nothing can be written there ({error})") from error
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

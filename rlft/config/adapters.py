@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlft.config.base import Section
 
@@ -31,7 +31,7 @@ class AdapterConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
     target_modules: str | list[str] = "all-linear"
-    """Names of the linear layers that get an adapter, or "all-linear"."""
+    """Names of the linear layers that get an adapter (or ends of their paths), or "all-linear"."""
     lr_ratio: float = Field(default=16.0, ge=1)
     """For lora_plus: the learning rate of the B matrices is so many times that of the A matrices."""
     initial_rank: int | None = Field(default=None, ge=1)
@@ -74,6 +74,15 @@ class AdapterConfig(Section):
     projection_size: int | None = Field(default=None, ge=1)
     """For p_tuning and p_tuning_v2: width of the hidden layer of what makes the virtual tokens. Empty: as wide as what
     it makes for one token in one place."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _one_name_is_a_list(cls, value: str | list[str]) -> str | list[str]:
+        return [value] if isinstance(value, str) and value != "all-linear" else value
+
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+VLLM_UNSERVED = frozenset({"lm_head", "embed_tokens"})  # layers on which it serves none
 
 
 class AdapterKind(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+from rlft.config.adapters import VLLM_UNSERVED
 from rlft.config.checks_adapters import check_adapter, check_quantized
 from rlft.config.checks_algorithm import ALGORITHM_CHECKS, FROM_DATA_CHECKS
 from rlft.config.checks_mixture import NO_CUTTING, check_mixture
@@ -158,7 +159,7 @@ def check_sampling(config: Config, _: Given) -> Iterator[Problem]:
             "with generator.stop it means another thing in each engine (vLLM looks for stop strings behind it only); "
             "keep one of the two",
         )
-    unserved = {"lm_head", "embed_tokens"}.intersection(getattr(config.model.adapter, "target_modules", ()) or ())
+    unserved = VLLM_UNSERVED.intersection(getattr(config.model.adapter, "target_modules", ()) or ())
     if generator_engine(config) == "vllm" and unserved and draws(config):
         yield Problem(
             "model.adapter.target_modules",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rlft.config.adapters import KINDS, AdapterConfig
+from rlft.config.adapters import KINDS, VLLM_RANKS, AdapterConfig
 from rlft.config.derived import (
     adapter_budget_end,
     draws,
@@ -56,6 +56,8 @@ def check_adapter(config: Config, given: Any) -> Iterator[Problem]:
     generates = draws(config) or given.purpose != "train"
     if generates and generator_engine(config) == "vllm" and kind.served is None:
         yield Problem("model.adapter.type", f"{name} cannot be served by vLLM; expected generator.engine transformers")
+    if generates and generator_engine(config) == "vllm" and kind.served == "adapter" and adapter.rank > VLLM_RANKS[-1]:
+        yield Problem("model.adapter.rank", f"{adapter.rank}, but vLLM serves ranks up to {VLLM_RANKS[-1]}")
     if given.purpose != "train":
         return
     if makes_reward_model(config) and (name in _SPECIAL or kind.virtual):
@@ -112,10 +114,10 @@ def check_quantized(config: Config, given: Any) -> Iterator[Problem]:
 
 def _check_budget(config: Config, adapter: AdapterConfig) -> Iterator[Problem]:
     end, steps = adapter_budget_end(config), config.loop.steps
-    if adapter.initial_rank is not None and adapter.initial_rank < adapter.rank:
+    if adapter.initial_rank is not None and adapter.initial_rank <= adapter.rank:
         yield Problem(
             "model.adapter.initial_rank",
-            f"{adapter.initial_rank} is less than model.adapter.rank {adapter.rank}, to which ranks are reduced",
+            f"{adapter.initial_rank} is not above model.adapter.rank {adapter.rank}, to which ranks are reduced",
         )
     if not adapter.budget_start < end <= steps:
         yield Problem(

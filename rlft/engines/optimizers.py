@@ -15,10 +15,13 @@ from torch import nn
 
 from rlft.config.derived import moment_betas
 from rlft.config.optimizers import LayerRate
-from rlft.config.roles import TrainedConfig
+from rlft.config.roles import CriticConfig, TrainedConfig
 from rlft.errors import UserError
 
 Groups = list[dict[str, Any]]
+_LAST = re.compile(
+    r"(?:^|\.)(?:\w*final\w*|ln_f|norm_f)\.\w+$"
+)  # a last norm that some models name before their layers
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 
 
@@ -31,14 +34,15 @@ def make_groups(
     Raises:
         UserError: a pattern matches nothing, or there is nothing for muon.
     """
+    section = "critic" if isinstance(settings, CriticConfig) else "learner"
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    layers = layer_rates([name for name, _ in module.named_parameters()], settings.layer_decay)
-    matched = matched_rates([name for name, _ in named], settings.lr_by_layer)
+    layers = layer_rates([name for name, _ in module.named_parameters()], settings.layer_decay, section)
+    matched = matched_rates([name for name, _ in named], settings.lr_by_layer, section)
     all_rates = [(rates.get(n, 1.0) * layers.get(n, 1.0) * matched.get(n, 1.0), n, p) for n, p in named]
     by_muon = {n for n, p in named if settings.optimizer == "muon" and p.ndim == 2 and _LAYER.search(n)}
     if settings.optimizer == "muon" and not by_muon:
         raise UserError(
-            "learner.optimizer: muon is for matrices inside the model's layers, and none of those trains; expected "
+            f"{section}.optimizer: muon is for matrices inside the model's layers, and none of those trains; expected "
             f"another optimizer, adamw for instance. What trains: {_some([n for n, _ in named])}"
         )
     groups, group_rates = Groups(), list[float]()
@@ -57,10 +61,10 @@ def make_groups(
     return groups, group_rates
 
 
-def layer_rates(names: Sequence[str], decay: float) -> dict[str, float]:
+def layer_rates(names: Sequence[str], decay: float, section: str = "learner") -> dict[str, float]:
     """Layer-wise decay (Clark et al. 2020, arXiv:2003.10555): decay to the power of the number of layers above. What is
-    named before the first layer is below all of them, what is named behind the last one is above all. `names`: of all
-    parameters, in the model's order.
+    named before the first layer is below all of them, what is named behind the last one (or is called final) is above
+    all. `names`: of all parameters, in the model's order.
 
     Raises:
         UserError: no name has a layer's number in it.
@@ -69,16 +73,18 @@ def layer_rates(names: Sequence[str], decay: float) -> dict[str, float]:
         return {}
     found = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
     if not found:
-        raise UserError(f"learner.layer_decay: no layers with numbers among the parameters: {_some(names)}")
+        raise UserError(f"{section}.layer_decay: no layers with numbers among the parameters: {_some(names)}")
     top, rates, seen = max(found.values()) + 1, dict[str, float](), False
     for name in names:
         seen = seen or name in found
-        rates[name] = decay ** (top - found[name] if name in found else 0 if seen else top + 1)
+        above = seen or _LAST.search(name) is not None
+        rates[name] = decay ** (top - found[name] if name in found else 0 if above else top + 1)
     return rates
 
 
-def matched_rates(names: Sequence[str], wanted: Sequence[LayerRate]) -> dict[str, float]:
-    """Of each name, the ratio of the first pattern that matches it or its end.
+def matched_rates(names: Sequence[str], wanted: Sequence[LayerRate], section: str = "learner") -> dict[str, float]:
+    """Of each name, the ratio of the first pattern that matches it or its end. `section` of the configuration stands in
+    messages.
 
     Raises:
         UserError: a pattern matches none of these names.
@@ -88,7 +94,7 @@ def matched_rates(names: Sequence[str], wanted: Sequence[LayerRate]) -> dict[str
         mine = [name for name in names if fnmatchcase(name, each.match) or fnmatchcase(name, f"*.{each.match}")]
         if not mine:
             raise UserError(
-                f'learner.lr_by_layer.{i}.match: "{each.match}" matches no parameter that trains. Their names: '
+                f'{section}.lr_by_layer.{i}.match: "{each.match}" matches no parameter that trains. Their names: '
                 f"{_some(names)}. A pattern is the end of a name, with * for anything: layers.0.*"
             )
         for name in mine:

@@ -40,6 +40,7 @@ from rlft.engines.updating import RankUpdate, accumulate
 from rlft.engines.weights import Places, WeightUpdate, fill_buckets, pack_weights
 from rlft.models.adapters.attach import adapter_off
 from rlft.models.adapters.training import adapter_training
+from rlft.models.base_values import write_base
 from rlft.models.load import load_model
 from rlft.models.policy import Policy
 from rlft.models.quantization import write_quantization
@@ -166,6 +167,8 @@ class PolicyRank:
         self._engine.write_pretrained(self._policy.model, self._weights.saved_names(), folder)
         if self._where.rank == 0:
             write_quantization(self._config.model, folder)
+            if self._config.model.adapter is not None:
+                write_base(self._policy.model.rlft_base_values, str(self._config.model.path), folder)
         self._engine.save(folder / "learner", self._adapter.state())
 
     def restore(self, folder: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlft.config.adapters import KINDS
+from rlft.config.adapters import KINDS, VLLM_RANKS
 from rlft.exporting.saved import Form, Saved
 
 _AUTO = {"learner": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
 _NAMES = {"transformers": "transformers", "peft": "PEFT", "vllm": "vLLM", "rlft": "rlft"}
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 
 
 def who_loads(saved: Saved, form: Form, loaders: tuple[str, ...]) -> str:
@@ -19,11 +18,18 @@ def who_loads(saved: Saved, form: Form, loaders: tuple[str, ...]) -> str:
         return f"{text}."
     adapter = saved.config.model.adapter
     assert adapter is not None
+    bits = saved.config.model.quantization
+    if bits is not None:
+        text += f" only, on its base in {bits.type} as quantization_config.json has it: on the original weights it is "
+        text += "off by what quantizing changed."
+        more = " For vLLM, and for transformers without PEFT, export with --merge."
+        return text + (more if KINDS[adapter.type].merges else "")
     if not KINDS[adapter.type].merges:
         return f"{text} only: vLLM serves no adapter of type {adapter.type}, and it cannot be merged into the base."
+    what = f"type {adapter.type}" + (f", rank {adapter.rank}" if "rank" in KINDS[adapter.type].keys else "")
     return (
-        f"{text} only: vLLM serves no adapter of type {adapter.type} and rank {adapter.rank}. For vLLM, and for "
-        "transformers without PEFT, export with --merge."
+        f"{text} only: vLLM does not serve this adapter ({what}). For vLLM, and for transformers without PEFT, export "
+        "with --merge."
     )
 
 
@@ -49,8 +55,15 @@ def _transformers(saved: Saved, form: Form, folder: Path) -> list[str]:
 
 def _peft(saved: Saved, form: Form, folder: Path) -> list[str]:
     auto, options = _AUTO[saved.kind], ", num_labels=1" if saved.kind == "reward_model" else ""
+    before = [f"from peft import PeftModel; from transformers import {auto}"]
+    if saved.config.model.quantization is not None:
+        options += ", quantization_config=bits"
+        before += [
+            "import json; from transformers import BitsAndBytesConfig",
+            'bits = BitsAndBytesConfig.from_dict(json.load(open("DIR/quantization_config.json")))',
+        ]
     return [
-        f"from peft import PeftModel; from transformers import {auto}",
+        *before,
         f'base = {auto}.from_pretrained("{saved.config.model.path}"{options})',
         'model = PeftModel.from_pretrained(base, "DIR")',
     ]
@@ -61,7 +74,7 @@ def _vllm(saved: Saved, form: Form, folder: Path) -> list[str]:
         return ["from vllm import LLM", 'llm = LLM("DIR")', 'llm.generate(["..."])']
     settings = saved.settings(folder)
     assert settings is not None
-    rank = next(size for size in _RANKS if size >= settings["r"])
+    rank = next(size for size in VLLM_RANKS if size >= settings["r"])
     return [
         "from vllm import LLM; from vllm.lora.request import LoRARequest",
         f'llm = LLM("{saved.config.model.path}", enable_lora=True, max_lora_rank={rank})',

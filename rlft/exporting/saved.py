@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlft.config import Config
-from rlft.config.adapters import KINDS
+from rlft.config.adapters import KINDS, VLLM_RANKS, VLLM_UNSERVED
 from rlft.config.derived import learner_kind
 from rlft.errors import UserError
 from rlft.models.adapters.own import is_own
 
 Form = Literal["full", "adapter", "merged"]
-VLLM_RANK = 512  # of an adapter, the largest that vLLM serves
 
 
 @dataclass(frozen=True)
@@ -76,4 +75,7 @@ class Saved:
         if settings is None:
             return ("rlft",)
         served = self.kind == "learner" and KINDS[adapter.type].served == "adapter"
-        return ("peft", "vllm") if served and settings.get("r", 0) <= VLLM_RANK else ("peft",)
+        served = (
+            served and settings.get("r", 0) <= VLLM_RANKS[-1] and not VLLM_UNSERVED.intersection(adapter.target_modules)
+        )
+        return ("peft", "vllm") if served and self.config.model.quantization is None else ("peft",)

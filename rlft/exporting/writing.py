@@ -17,6 +17,7 @@ from torch import Tensor
 from rlft.exporting.saved import Form, Saved
 from rlft.models.adapters.attach import add_adapter
 from rlft.models.adapters.merging import plain_weights
+from rlft.models.base_values import FILE
 from rlft.models.load import load_checkpoint, load_model
 from rlft.models.reward import load_trained_reward_model
 from rlft.models.tasks import load_task_model
@@ -55,7 +56,7 @@ def _is_weights(file: Path) -> bool:
 
 def _write_whole(saved: Saved, part: Path, form: Form, dtype: torch.dtype | None, folder: Path) -> None:
     model = _whole_model(saved, part, form, dtype)
-    for name in ("adapter_config.json", "quantization_config.json"):
+    for name in ("adapter_config.json", "quantization_config.json", FILE):
         (folder / name).unlink(missing_ok=True)
     model.save_pretrained(folder)
 

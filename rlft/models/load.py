@@ -5,6 +5,7 @@ Knows nothing about engines or Ray. A model that cannot be loaded is a UserError
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import OWN, add_adapter
 from rlft.models.adapters.own import read_own
+from rlft.models.base_values import base_values, check_base
 from rlft.models.quantization import dequantize, loading_arguments, settled
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -31,7 +33,9 @@ def load_model(model: ModelConfig, device: torch.device | str = "cpu", seed: int
     check_language_model(model.path)
     lm = settled(_load_whole(model, device), device)
     if model.adapter is not None:
+        values = base_values(lm)
         lm = add_adapter(lm, model.adapter, seed, steps=steps)
+        lm.rlft_base_values = values  # type: ignore[assignment]
     return lm.eval()
 
 
@@ -94,13 +98,24 @@ def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device |
         return dequantize(load_model(model.model_copy(update={"path": str(checkpoint), "tiny": None}), device))
     if model.adapter.type in OWN:
         lm = load_model(model, device)
+        check_base(lm.rlft_base_values, str(model.path), checkpoint)  # type: ignore[arg-type]
         read_own(lm, checkpoint)
         return lm
     from peft import PeftModel
 
-    lm: Any = dequantize(load_model(model.model_copy(update={"adapter": None}), device))
+    lm: Any = load_model(model.model_copy(update={"adapter": None}), device)
+    values, lm = base_values(lm), dequantize(lm)
     before = {id(p) for p in lm.parameters()}
-    lm = PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
+    try:
+        lm = PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"{checkpoint}: its adapter does not fit the model at {model.path}, whose layers have other sizes. Give "
+            f"the model that it was trained on with --model.path ({str(error).splitlines()[1].strip()[:200]})"
+        ) from None
+    check_base(values, str(model.path), checkpoint)
     lm.rlft_own = tuple(name for name, p in lm.named_parameters() if id(p) not in before)
     return lm
 
@@ -146,6 +161,12 @@ def trainable_names(model: nn.Module) -> list[str]:
 def cannot_load(path: str, error: Exception) -> str:
     """What to say when the model at `path` cannot be loaded."""
     folder = Path(path)
+    if (folder / "adapter_config.json").is_file():
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        return (
+            f"model.path: {path} is an adapter of {base}, not a whole model. `rlft export RUN --to DIR --merge` makes "
+            "one of a run's adapter and its base; give that folder"
+        )
     if folder.is_dir():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         return f"model.path: {path} cannot be loaded as a Hugging Face model ({error}). The folder holds: {found}"

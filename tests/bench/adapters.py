@@ -29,7 +29,8 @@ SIZES = {  # of a Qwen2
     "intermediate_size": 1536, "vocab_size": 4096, "max_position_embeddings": 512,
 }  # fmt: skip
 FULL = "full"
-RATES = {FULL: 1e-4, "ia3": 1e-2, "ln_tuning": 3e-3, "vera": 1e-2, "bitfit": 3e-3, "lora_plus": 2e-4, "prompt": 3e-2}
+RATES = {FULL: 1e-4, "ia3": 1e-2, "ln_tuning": 3e-3, "vera": 1e-2, "bitfit": 3e-3, "lora_plus": 5e-5, "prompt": 3e-2}
+RATES["pissa"] = 1e-4
 RATES |= dict.fromkeys(("p_tuning", "prefix", "p_tuning_v2"), 1e-2)
 OTHER_RATE = 1e-3
 KEYS: dict[str, dict[str, Any]] = {"vera": {"rank": 64}, "lora_experts": {"tasks": ["a", "b"]}}

@@ -20,7 +20,7 @@ from rlft.config.adapters import KINDS
 from rlft.data.tokenizer import load_tokenizer
 from rlft.errors import RunError, UserError
 from rlft.models.adapters.attach import OWN, own_adapter
-from rlft.models.load import load_checkpoint
+from rlft.models.load import load_checkpoint, load_model
 from rlft.models.tasks import load_task_model
 from tests.bench.process import result_of
 from tests.end_to_end.test_tasks import APART, TASKS
@@ -202,7 +202,13 @@ def test_quantized_bases(task: Path, tmp_path: Path, kind: str) -> None:
     expected = own(run)
     done = export(str(run), str(tmp_path / "adapter"))
     assert (done.folder / "quantization_config.json").exists()
-    assert f"| base in training | {kind}" in (done.folder / "README.md").read_text()
+    card = (done.folder / "README.md").read_text()
+    assert f"| base in training | {kind}" in card and f"only, on its base in {kind}" in done.lines[1]
+    assert "from_dict(json.load(open" in card and "from vllm" not in card
+    code = card.split("```python")[1].split("```")[0].replace("DIR", str(done.folder))
+    there: dict[str, Any] = {}
+    exec(code, there)
+    assert float((said(there["model"]) - expected).abs().mean()) < 0.02, "bitsandbytes' own passes are near ours"
     merged = export(str(run), str(tmp_path / "merged"), merge=True).folder
     model = AutoModelForCausalLM.from_pretrained(merged)
     assert not getattr(model, "is_quantized", False) and not (merged / "quantization_config.json").exists()
@@ -313,6 +319,29 @@ def test_an_adapter_whose_base_is_gone(task: Path, tmp_path: Path) -> None:
     model.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="which is not there any more"):
         export(str(run), str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "pissa", "delta_lora"])
+def test_an_adapter_on_another_base_is_refused(task: Path, tmp_path: Path, kind: str) -> None:
+    """Of the same sizes, of others, and the right one in another type and another folder."""
+    saved = find_saved(adapter_run(task, kind))
+    base, model = base_of(saved.run), saved.config.model
+    others = {"moved": base, "bfloat16": base.to(torch.bfloat16)}
+    for name in ("trained", "smaller"):
+        others[name] = base_of(saved.run)
+    with torch.no_grad():
+        for weight in others["trained"].parameters():
+            weight.mul_(1.05)
+    others["smaller"] = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(model.path), hidden_size=32))
+    for name, other in others.items():
+        other.save_pretrained(tmp_path / name)
+    for name in ("moved", "bfloat16"):
+        load_checkpoint(model.model_copy(update={"path": str(tmp_path / name)}), saved.checkpoint)
+    for name, words in (("trained", "another .*expected"), ("smaller", "other sizes|is another")):
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(model.model_copy(update={"path": str(tmp_path / name)}), saved.checkpoint)
+    with pytest.raises(UserError, match=r"is an adapter of .*rlft export RUN --to DIR --merge"):
+        load_model(model.model_copy(update={"path": str(saved.checkpoint), "adapter": None}))
 
 
 def test_the_hub_is_asked_for_only_with_a_token(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,8 @@ def test_layers_decay_from_the_top():
         "model.embed": 0.125, "model.layers.0.a": 0.25, "model.layers.1.a": 0.5, "model.norm": 1.0, "head": 1.0
     }  # fmt: skip
     assert layer_rates(names, 1.0) == {}
+    opt = ["decoder.embed.weight", "decoder.final_layer_norm.weight", "decoder.layers.0.final_layer_norm.weight"]
+    assert layer_rates(opt, 0.5) == dict(zip(opt, [0.25, 1, 0.5], strict=True)), "OPT names its last norm first"
     with pytest.raises(UserError, match="layer_decay: no layers with numbers among the parameters: head"):
         layer_rates(["head"], 0.5)
 

@@ -149,10 +149,26 @@ def test_delta_lora_moves_the_base_by_the_change_of_the_branch():
     assert layer.base_layer.weight.tolist() == [[2, 0], [2, 3]]
 
 
-def test_delta_lora_does_not_move_the_embeddings(tiny_folder):
+@pytest.mark.parametrize("kind", ["lora", "delta_lora"])
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_what_is_tied_to_another_layer_gets_no_adapter(tiny_folder, kind, name):
     model = AutoModelForCausalLM.from_pretrained(tiny_folder)  # whose output layer is its embeddings
-    with pytest.raises(UserError, match=r"the output layer's weight is the embeddings' too"):
-        adapted(model, "delta_lora", target_modules=["q_proj", "lm_head"])
+    with pytest.raises(UserError, match=f"target_modules: {name} shares its weight with another layer"):
+        adapted(model, kind, target_modules=["q_proj", name])
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera", "delta_lora", "lora_drop"])
+def test_a_name_that_fits_nothing_is_refused_beside_others_that_do(tiny_folder, kind):
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with pytest.raises(UserError, match=r"target_modules: typo, proj fits no module .* named: down_proj, gate_proj"):
+        adapted(model, kind, target_modules=["q_proj", "typo", "0.self_attn.v_proj", "proj"])
+
+
+@pytest.mark.parametrize("kind", ["lora", "adalora", "delta_lora"])
+def test_one_name_may_stand_without_a_list(tiny_folder, kind):
+    model = adapted(AutoModelForCausalLM.from_pretrained(tiny_folder), kind, target_modules="v_proj")
+    found = {name.split(".lora_")[0].rpartition(".")[2] for name in own_names(model) if ".lora_" in name}
+    assert found == {"v_proj"}
 
 
 # ---- lora_drop ----

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rlft.config import Config
-from rlft.config.adapters import AdapterConfig
+from rlft.config.adapters import VLLM_RANKS, AdapterConfig
 from rlft.config.derived import serving, shares_gpus
 from rlft.errors import UserError
 from rlft.models.load import check_language_model, window
@@ -22,7 +22,6 @@ OURS = {  # engine arguments that follow from other keys or that correctness han
     "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "enable_sleep_mode", "disable_log_stats",
 }  # fmt: skip
 _REPLICAS = ("data_parallel", "pipeline_parallel")  # what begins so: engines or stages that weights would not reach
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 
 
 def set_environment(device: str, threads: int | None = None) -> None:
@@ -119,9 +118,9 @@ def _users(given: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 def _lora_rank(adapter: AdapterConfig) -> int:
-    fitting = [rank for rank in _LORA_RANKS if rank >= adapter.rank]
+    fitting = [rank for rank in VLLM_RANKS if rank >= adapter.rank]
     if not fitting:
-        raise UserError(f"model.adapter.rank: {adapter.rank} is more than vLLM serves; at most {_LORA_RANKS[-1]}")
+        raise UserError(f"model.adapter.rank: {adapter.rank} is more than vLLM serves; at most {VLLM_RANKS[-1]}")
     return fitting[0]
 
 

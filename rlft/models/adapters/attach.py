@@ -45,6 +45,7 @@ def add_adapter(
     Raises:
         UserError: the target modules match nothing.
     """
+    _check_targets(lm, adapter)
     before = {id(p) for p in lm.parameters()}
     kind = dtype or next(p.dtype for p in lm.parameters() if p.is_floating_point())
     if adapter.type in OWN:
@@ -62,7 +63,7 @@ def add_adapter(
             if adapter.type in ("prompt", "prefix"):
                 start(wrapped, adapter)
         except ValueError as error:
-            raise UserError(_no_target(lm, adapter, error)) from error
+            raise UserError(_no_target(lm, _targets(adapter), error)) from error
     for name, parameter in wrapped.named_parameters():
         if id(parameter) not in before and parameter.is_floating_point():
             parameter.data = parameter.data.to(kind)
@@ -80,7 +81,7 @@ def _add_own(lm: nn.Module, adapter: AdapterConfig, seed: int, dtype: torch.dtyp
         try:
             own = OWN[adapter.type](lm, adapter)
         except ValueError as error:
-            raise UserError(_no_target(lm, adapter, error)) from error
+            raise UserError(_no_target(lm, _targets(adapter), error)) from error
     for name, parameter in lm.named_parameters():
         if name in own.names and parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -227,10 +228,36 @@ def _linear_targets(adapter: AdapterConfig, lm: nn.Module) -> Any:
     return sorted(leaves)
 
 
-def _no_target(lm: nn.Module, adapter: AdapterConfig, error: Exception) -> str:
+def _targets(adapter: AdapterConfig) -> list[str]:
+    return [adapter.target_modules] if isinstance(adapter.target_modules, str) else [*adapter.target_modules]
+
+
+def _check_targets(lm: Any, adapter: AdapterConfig) -> None:
+    """Every name must be that of a module, or the end of its path; and what is tied to another weight cannot be merged
+    into that alone."""
+    if adapter.target_modules == "all-linear":
+        return
+    modules = dict(lm.named_modules())
+    found = {t: [m for n, m in modules.items() if f".{n}".endswith(f".{t}")] for t in adapter.target_modules}
+    unknown = [target for target, there in found.items() if not there]
+    if unknown:
+        raise UserError(_no_target(lm, unknown))
+    output, tied = lm.get_output_embeddings(), lm.get_input_embeddings()
+    if output is None or output.weight is not tied.weight:
+        return
+    for target, there in found.items():
+        if output in there or tied in there:
+            raise UserError(
+                f"model.adapter.target_modules: {target} shares its weight with another layer of this model "
+                "(embeddings and output layer are tied), so an adapter on one of both could never be merged. Leave it "
+                "out, or use all-linear."
+            )
+
+
+def _no_target(lm: nn.Module, names: Sequence[str], error: Exception | None = None) -> str:
     return (
-        f"model.adapter.target_modules: {adapter.target_modules!r} fits no module of this model. Its linear layers "
-        f"are named: {', '.join(linear_names(lm))}. Use some of these, or all-linear. ({error})"
+        f"model.adapter.target_modules: {', '.join(names)} fits no module of this model. Its linear layers "
+        f"are named: {', '.join(linear_names(lm))}. Use some of these, or all-linear.{f' ({error})' if error else ''}"
     )
 
 

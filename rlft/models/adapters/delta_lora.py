@@ -8,13 +8,10 @@ branch, because the change of BA stands for a gradient of W.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from rlft.config.adapters import AdapterConfig
-from rlft.errors import UserError
 from rlft.models.adapters.low_rank import LowRank, LowRankAdapter
 from rlft.models.adapters.training import AdapterTraining
 
@@ -25,12 +22,6 @@ class DeltaLora(LowRankAdapter[LowRank]):
     def __init__(self, model: nn.Module, adapter: AdapterConfig) -> None:
         super().__init__(model, adapter, lambda linear: LowRank(linear, adapter))
         weights = {id(layer.base_layer.weight) for layer in self.layers.values()}
-        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-        if id(embeddings.weight) in weights:
-            raise UserError(
-                "model.adapter.target_modules: the output layer's weight is the embeddings' too, which delta_lora "
-                "would move with it; take it out"
-            )
         parameters = dict(model.named_parameters())
         self.names = tuple(n for n, p in parameters.items() if n in set(self.names) or id(p) in weights)
 

@@ -53,11 +53,13 @@ class LoraPlus(AdapterTraining):
 
 class AdaLora(AdapterTraining):
     """Ranks go where they matter (Zhang et al. 2023, arXiv:2303.10512): peft's allocator, driven from outside because
-    the loss is not the model's own."""
+    the loss is not the model's own, and because the schedule counts steps of the run, which may have several updates or
+    none that is applied. What matters is seen in the first update of a step."""
 
     def __init__(self, model: nn.Module, adapter: AdapterConfig | None) -> None:
         super().__init__(model, adapter)
         self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._step = -1
 
     @property
     def _allocator(self) -> Any:
@@ -82,12 +84,26 @@ class AdaLora(AdapterTraining):
         """See AdapterTraining."""
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient
-        self.model.base_model.update_and_allocate(step + 1)
+        self._allocate(step + 1, first=step != self._step)
+        self._step = step
         for parameter in self._gradients:
             parameter.grad = None
         self._gradients = {}
         kept = [int((p != 0).sum()) for n, p in self.model.named_parameters() if ".lora_E." in n]
         return {"adapter/mean_rank": sum(kept) / len(kept)}
+
+    def _allocate(self, now: int, first: bool) -> None:
+        """peft's `update_and_allocate`, which expects each step once: the one that decides for good above all."""
+        settings, allocator = self.model.peft_config["default"], self._allocator
+        end = settings.total_step - settings.tfinal
+        if now >= end and settings.rank_pattern and not allocator.ipt:  # decided, and the importances are gone
+            allocator.mask_using_rank_pattern(self.model.base_model.model, settings.rank_pattern)
+        elif now >= end:
+            if not allocator.ipt:
+                allocator.update_ipt(self.model.base_model.model)
+            self.model.base_model.update_and_allocate(end)
+        elif first:
+            self.model.base_model.update_and_allocate(now)
 
     def state(self) -> dict[str, Any]:
         """See AdapterTraining."""
