@@ -24,7 +24,7 @@ class Builtin:
 
 BUILTIN: dict[str, Builtin] = {
     "exact_match": Builtin(exact_match, "the completion is the column `answer` and the model ended it itself"),
-    "math": Builtin(math_reward, "the final answer equals the one in the data, as text or exact number"),
+    "math": Builtin(math_reward, "the final answer is the one in the data: as text, number, list, interval or formula"),
     "has_answer": Builtin(has_answer, "the completion marks an answer: \\boxed{}, #### or 'the answer is'"),
     "boxed_format": Builtin(boxed_format, "the completion has something in \\boxed{}"),
     "format_regex": Builtin(format_regex, "the regular expression args.pattern is found in the completion"),
