@@ -6,6 +6,7 @@ formulas, runs in a process of its own that is killed when it is late (rewards/m
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,9 +70,10 @@ def _check_args(column: Any = None, choices: Any = None, **policy: Any) -> None:
     allowed = Policy.__dataclass_fields__
     unknown = [name for name in policy if name not in allowed]
     if unknown:
+        near = difflib.get_close_matches(unknown[0], allowed, n=1, cutoff=0.5)
         raise UserError(
-            f"reward 'math': args sets {unknown[0]!r}, which it does not take. It takes column, choices, "
-            f"{', '.join(allowed)}."
+            f"reward 'math': args sets {unknown[0]!r}, which it does not take."
+            f"{f' Did you mean {near[0]!r}?' if near else ''} It takes column, choices, {', '.join(allowed)}."
         )
     Policy(**policy)
 

@@ -28,7 +28,7 @@ _COMPARED = re.compile(r"\\(?:le|ge|ne)(?![a-zA-Z])|[<>]")
 _APPROX = re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])")
 _IN = re.compile(r"\\in(?![a-zA-Z])")
 _SIGN = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
-_MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]{0,20}\})?(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"[\[(]?\\begin\{([pbB]?matrix|array)\}(?:\{[lcr|]{0,20}\})?(.*)\\end\{\1\}[\])]?", re.DOTALL)
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _CONDITION = re.compile(r"\\mid(?![a-zA-Z])|\||:")
 
