@@ -17,7 +17,7 @@ from rewards.math.forms import Brackets, Form, Leaf, Matrix, Named, Several, Uni
 from rewards.math.limits import too_large
 from rewards.math.normalise import normalise
 from rewards.math.policy import Policy
-from rewards.math.quantity import Quantity, parse_number, read_quantity
+from rewards.math.quantity import Quantity, is_known, parse_number, read_quantity, split_unit
 
 SHOWN = 60  # characters of an answer in a message
 
@@ -47,7 +47,7 @@ def compare(gold: str, answer: str, policy: Policy) -> Verdict:
     """Whether `answer` is `gold`, and if not, why. Takes at most the policy's deadline beyond milliseconds."""
     right, found = normalise(gold), normalise(answer)
     if not right or not found:
-        return Verdict("wrong" if right else "unparsed", "an answer is empty")
+        return Verdict("unparsed" if right else "wrong", f"the {'answer' if right else 'right answer'} is empty")
     comparison = _Comparison(policy, time.monotonic() + policy.deadline_s)
     if comparison.same(read_form(right), read_form(found)):
         return Verdict("right")
@@ -194,6 +194,10 @@ class _Comparison:
         if _BASE.fullmatch(gold) and (_BASE.fullmatch(answer) or parse_number(answer) is not None):
             self.how = "numbers in another base"
             return gold.replace("{", "").replace("}", "") == answer.replace("{", "").replace("}", "")
+        (gold, gold_unit), (answer, answer_unit) = split_unit(gold), split_unit(answer)
+        if not self._same_units(gold_unit, answer_unit):
+            self.how = "units"
+            return False
         return self._same_formulas(gold, answer)
 
     def _same_quantities(self, gold: Quantity, answer: Quantity) -> bool:
@@ -201,13 +205,15 @@ class _Comparison:
         if not self._same_numbers(gold, answer):
             return False
         self.how = "units"
-        if self.policy.units == "ignore" or not gold.unit:
+        return self._same_units(gold.unit, answer.unit)
+
+    def _same_units(self, gold: str, answer: str) -> bool:
+        """By the policy. Of two words that are no units of measure (apples, red apples) neither is held against it."""
+        if self.policy.units == "ignore" or not gold:
             return True
-        if not answer.unit:
+        if not answer:
             return self.policy.units != "require"
-        return gold.unit == answer.unit or not (
-            gold.has_known_unit or answer.has_known_unit or self.policy.units == "require"
-        )
+        return gold == answer or not (is_known(gold) or is_known(answer) or self.policy.units == "require")
 
     def _same_numbers(self, gold: Quantity, answer: Quantity) -> bool:
         values = [(gold.value, answer.value)]

@@ -59,7 +59,8 @@ def final_answer(text: str) -> str | None:
     marked = marked_answer(text)
     if marked is not None or _is_marked(text):
         return marked
-    return bare_answer(text) or _last_of(text)
+    found = bare_answer(text) or _last_of(text)
+    return found if found is not None and len(found) <= MAX_ANSWER else None
 
 
 def marked_answer(text: str) -> str | None:

@@ -16,7 +16,6 @@ from rewards.math.normalise import normalise
 from rewards.math.quantity import parse_number
 
 MAX_DEPTH = 8
-MAX_ITEMS = 200
 
 _LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|ell|angle [A-Z]{1,3}))"
 _PLAIN_NAME = rf"{_LETTER}{{1,3}}(?:_(?:\{{\w{{1,9}}\}}|\w))?'{{0,3}}"
@@ -121,7 +120,7 @@ def _listed(text: str, forms: Sequence[Form]) -> Form:
     for form in forms:
         two = isinstance(form, Several) and form.kind == "list" and _SIGN.search(form.text)
         items.extend(form.items if two and isinstance(form, Several) else [form])
-    return Several(text, tuple(items[:MAX_ITEMS]))
+    return Several(text, tuple(items))
 
 
 def _both_signs(text: str, depth: int) -> Form | None:
@@ -190,8 +189,8 @@ def _matrix(text: str, depth: int) -> Form | None:
     if match is None or "\\begin" in match[2]:
         return None
     rows = [row for row in match[2].split("\\\\") if row.strip()]
-    cells = [row.split("&") for row in rows][:MAX_ITEMS]
-    if len({len(row) for row in cells}) != 1 or sum(map(len, cells)) > MAX_ITEMS:
+    cells = [row.split("&") for row in rows]
+    if len({len(row) for row in cells}) != 1:
         return None
     return Matrix(text, tuple(tuple(read_form(cell, depth) for cell in row) for row in cells))
 
@@ -203,14 +202,14 @@ def _bracketed(text: str, depth: int) -> Form | None:
         condition = [part for part in _CONDITION.split(inner, maxsplit=1) if part.strip()]
         if len(condition) == 2 and _NAME.fullmatch(condition[0].strip()):
             return read_form(condition[1], depth)
-        return Several(text, tuple(read_form(part, depth) for part in split(inner, ",")[:MAX_ITEMS]), "set")
+        return Several(text, tuple(read_form(part, depth) for part in split(inner, ",")), "set")
     if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _closes_at_end(text):
         return None
     inner = text[1:-1]
     parts = split(inner, ";") if len(split(inner, ";")) > 1 else split(inner, ",")
     if len(parts) == 1:
         return read_form(inner, depth) if text[0] == "(" and text[-1] == ")" else None
-    return Brackets(text, text[0], text[-1], tuple(read_form(part, depth) for part in parts[:MAX_ITEMS]))
+    return Brackets(text, text[0], text[-1], tuple(read_form(part, depth) for part in parts))
 
 
 def split(text: str, separator: str) -> list[str]:

@@ -27,6 +27,7 @@ _GROUP = r"(\{[^{}]{0,200}\}|\d|[a-z])"
 _REPLACED = (
     (re.compile(r"(?<=\d)\s{0,4}\{\s{0,4},\s{0,4}\}\s{0,4}(?=\d)"), ","),  # 14{,}916
     (re.compile(r",\s{0,4}\\!\s{0,4}"), ","),  # 11,\! 111
+    (re.compile(r"(?<=\d)(?:\\[,!;: ]|~)(?=\d{3}(?!\d))"), ","),  # 11\,111
     (re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad|\\enspace|~"), " "),
     (re.compile(r"\\(?:left|right|displaystyle|textstyle|[bB]igg?[lrm]?)(?![a-zA-Z])"), ""),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),

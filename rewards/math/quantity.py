@@ -23,6 +23,7 @@ _RATIO = re.compile(r"(?P<top>[0-9]{1,9}):(?P<bottom>[0-9]{1,9})")
 _CLOCK = re.compile(r"[0-9]{1,2}:[0-5][0-9]")
 _ANY = re.compile(rf"-?[0-9]*\\frac\{{{_SIGNED}\}}\{{{_SIGNED}\}}|(?:{NUMBER})(?:/(?:{NUMBER}))?")
 _WORDS = re.compile(r"[A-Za-z' :,.]*")
+_BEHIND = re.compile(r"(.{1,480}?) ((?:square |cubic )?[A-Za-z]+(?:\^\{?[23]\}?)?(?:(?:/| per )[A-Za-z]+)?)")
 _POWER = re.compile(r"([A-Za-z]+)\^\{?([23])\}?")
 # Words that change a number's meaning, so that "5 million" is not 5 and "not 5" is not 5
 _TELLING_WORDS = frozenset(
@@ -51,10 +52,17 @@ class Quantity(NamedTuple):
     is_percent: bool = False
     unit: str = ""  # what stands behind it, canonical where it is known: "cm^2", "apple"
 
-    @property
-    def has_known_unit(self) -> bool:
-        """Whether the unit is one of the table's, not just some word."""
-        return bool(self.unit) and all(re.split(r"[\^]", word)[0] in _UNITS for word in self.unit.split("/"))
+
+def is_known(unit: str) -> bool:
+    """Whether a unit is one of the table's, not just some word."""
+    return all(word.split("^")[0] in _UNITS for word in unit.split("/"))
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """A formula, and the unit behind it or nothing: 6\\pi cm^2 is 6\\pi and cm^2."""
+    match = _BEHIND.fullmatch(text)
+    unit = _unit(" " + match[2]) if match else None
+    return (match[1], unit) if match and unit else (text, "")
 
 
 def parse_number(text: str) -> Fraction | None:

@@ -43,6 +43,7 @@ def value(answer: str, gold: Any, **args: Any) -> float | None:
         ("\\frac13", "$x=1/3\\approx0.33$"),
         ("11", "$x \\approx 11$"),
         ("1,22", "1.22"),
+        ("11\\,111\\,111", "11111111"),
         ("V_1:V_2 = 11:21", "11:21"),
         ("3:4", "\\frac34"),
         ("\\emptyset", "\\{\\}"),
@@ -121,6 +122,8 @@ def test_units() -> None:
     assert [value(answer, "12 cm", **require) for answer in ("12 cm", "12", "12 m")] == [1, 0, 0]
     assert [value(answer, "12 cm", units="ignore") for answer in ("12", "12 m", "13 cm")] == [1, 1, 0]
     assert value("25 mph", "25 miles per hour", **require) == 1.0
+    answers = ("6\\pi\\text{ cm}", "\\frac{12}{2}\\pi", "6\\pi\\text{ m}", "6\\pi\\text{ cm}^2")
+    assert [value(answer, "6\\pi\\text{ cm}") for answer in answers] == [1, 1, 0, 0]
 
 
 def test_percent() -> None:
@@ -155,8 +158,8 @@ def test_choices() -> None:
 
 def test_several_right_answers_and_details_for_people() -> None:
     assert value("the answer is 6", ["5", "6"]) == 1.0
-    results = math_reward(["4", "12 m", "I do not know"], answer=["5", "12 cm", "5"])
-    assert [result.status for result in results] == ["wrong", "wrong", "unparsed"]
+    results = math_reward(["4", "12 m", "I do not know", "\\boxed{}"], answer=["5", "12 cm", "5", "5"])
+    assert [result.status for result in results] == ["wrong", "wrong", "unparsed", "unparsed"]
     assert results[0].detail == "expected 5, found 4 (numbers)"
     assert results[1].detail == "expected 12 cm, found 12 m (units)"
     assert results[2].detail.startswith("no answer found")
