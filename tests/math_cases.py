@@ -22,10 +22,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rewards.killable.process import GRACE_S
 from rewards.math import math_reward
 from rewards.math.extract import bare_answer
 from rewards.math.policy import Policy
-from rewards.math.symbolic import GRACE_S
 from rlft.errors import UserError
 from rlft.samples import RewardResult
 

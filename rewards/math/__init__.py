@@ -1,7 +1,7 @@
 """The built-in reward `math`: is the final answer right? Finding and comparing are in the files beside this one.
 
 Knows nothing about Ray or models. All but the last stage is linear in the length of a completion; the last, sympy on
-formulas, runs in a process of its own that is killed when it is late (rewards/math/symbolic.py).
+formulas, runs in a process of its own that is killed when it is late (rewards/killable).
 """
 
 from __future__ import annotations

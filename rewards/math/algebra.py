@@ -1,5 +1,5 @@
 """Whether two pieces of LaTeX are the same mathematics, by sympy. Only ever runs in a process that may be killed (see
-rewards/math/child.py): what a model wrote can keep sympy busy for ever or fill the memory.
+rewards/killable/child.py): what a model wrote can keep sympy busy for ever or fill the memory.
 
 Reading is latex2sympy2_extended's LaTeX grammar, which builds objects node by node. Of math-verify only the comparison
 of objects is used, and only for sets and the like. Nothing here hands text to parse_expr, sympify or eval. Left to
@@ -11,6 +11,7 @@ simplified.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -48,15 +49,46 @@ latex2sympy2._Latex2Sympy.parse_number = lambda self, text: _exact_number(text)
 latex2sympy2.convert_number = _exact_number
 
 
+def prepare() -> None:
+    """Use each part once, so that no fork has to build its tables again."""
+    logging.disable(logging.CRITICAL)  # math-verify logs what it cannot compare
+    for gold, answer in (
+        (r"\frac{x^{2}-1}{2}=0", r"(x-1)(x+1)=0"),
+        (r"\sin^2 x+\sqrt{2}\pi", "1"),
+        (r"[1,2)\cup\{3\}", r"\{3\}\cup[1,2)"),
+        (r"1 \le x < 2", "[1,2)"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
+        (r"\sum_{k=1}^{3} k", r"|\log_2 8|+3i"),
+    ):
+        judge(gold, answer, 0.0)
+
+
+def reply(request: dict[str, Any]) -> dict[str, Any]:
+    """What `judge` says of a request with gold, answer and tolerance."""
+    try:
+        verdict, detail = judge(request["gold"], request["answer"], request["tolerance"])
+    except MemoryError:
+        raise
+    except RecursionError:
+        verdict, detail = "unread", "it is nested too deeply"
+    except Exception as error:  # sympy raises all there is on what it cannot compare
+        verdict, detail = "different", f"sympy could not compare them: {type(error).__name__}"
+    return {"verdict": verdict, "detail": detail}
+
+
 def judge(gold: str, answer: str, tolerance: float) -> tuple[str, str]:
     """(equal, different, unread or gold_unread; what was found). Raises whatever sympy raises in comparing."""
     real = not (should_treat_as_complex(gold) or should_treat_as_complex(answer))
     try:
         right = read(gold, real)
+    except MemoryError:
+        raise
     except Exception as error:  # the grammar's many ways to refuse
         return "gold_unread", f"{type(error).__name__} in reading the right answer"
     try:
         found = read(answer, real)
+    except MemoryError:
+        raise
     except Exception as error:
         return "unread", f"{type(error).__name__} in reading the answer"
     return ("equal" if same(right, found, tolerance) else "different"), ""

@@ -245,11 +245,12 @@ class _Comparison:
         reply = comparer.compare(gold, answer, left_s, self.policy.tolerance)
         if reply.word == "unread":
             self.unread = reply.detail
-        elif reply.word in ("timeout", "memory", "died"):
+        elif reply.word in ("timeout", "memory", "died", "raised"):
             self.timed_out = {
                 "timeout": f"comparing took longer than deadline_s {self.policy.deadline_s:g}",
                 "memory": f"comparing took more than {symbolic.MEMORY_MB} MB",
                 "died": "the comparing process did not survive it",
+                "raised": reply.detail,
             }[reply.word]
         self.known[gold, answer] = reply.word == "equal"
         return reply.word == "equal"

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from rewards.killable.process import GRACE_S
 from rewards.math import math_reward
 from rewards.math.limits import too_large
-from rewards.math.symbolic import GRACE_S, Comparer
+from rewards.math.symbolic import Comparer
 from rlft.samples import RewardResult
 
 DEADLINE_S = 1.5
@@ -82,11 +83,11 @@ def test_the_fence_holds_where_a_library_would_evaluate(tmp_path: Path) -> None:
     program = f"""
 import json, os
 import sympy  # as the keeper does before it forks
-from rewards.math import child
+from rewards.killable import fence
 read, write = os.pipe()
 if os.fork() == 0:
     keep = {{write}}
-    child._confine(keep, os.getppid())
+    fence.confine(keep, os.getppid(), 512)
     said = []
     attempts = (
         lambda: sympy.sympify("__import__('os').system('touch {canary}')"),
