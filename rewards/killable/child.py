@@ -1,9 +1,9 @@
 """A process that judges what a model wrote: `python -m rewards.killable.child MODULE MEMORY_MB`. See process.py beside.
 
-Two processes: the keeper, which has the module loaded and never looks at what it passes on, and its worker, a fork of
-it that does. A worker that is late is killed and forked anew, in milliseconds instead of the seconds that loading takes.
-Both end with whoever started them: the keeper reads the end of its input (or sees that its parent has changed, should
-somebody else hold the other end), and the kernel kills the worker when the keeper dies.
+Two processes: the keeper, which has the module loaded and never looks at what it passes on, and its worker, a fork
+of it that does. A worker that is late is killed and forked anew, in milliseconds instead of the seconds that loading
+takes. Both end with whoever started them: the keeper reads the end of its input (or sees that its parent has changed,
+should somebody else hold the other end), and the kernel kills the worker when the keeper dies.
 
 MODULE has `prepare()`, called once before the first fork, and `reply(request)`. One line of JSON in, with "deadline_s",
 and one out, with "verdict": what `reply` says, or "timeout", "memory", "died" or "raised".
