@@ -169,15 +169,21 @@ def _relations(thing: Any) -> list[Any]:
 
 def _same_relations(gold: Sequence[Any], answer: Sequence[Any]) -> bool:
     """Each relation of one is one of the other: the same sign, and sides that differ in a fixed proportion."""
-    if len(gold) != len(answer):
-        return False
     left = list(answer)
     for one in gold:
         match = next((other for other in left if _same_relation(one, other)), None)
         if match is None:
-            return False
+            return _same_solutions(gold, answer)
         left.remove(match)
-    return True
+    return not left or _same_solutions(gold, answer)
+
+
+def _same_solutions(gold: Sequence[Any], answer: Sequence[Any]) -> bool:
+    """Whether inequalities in one variable leave it the same numbers: |x| < 3 is -3 < x < 3."""
+    variables = set().union(*(relation.free_symbols for relation in (*gold, *answer)))
+    if len(variables) != 1 or any(isinstance(relation, sympy.Eq) for relation in (*gold, *answer)):
+        return False
+    return sympy.And(*gold).as_set() == sympy.And(*answer).as_set()
 
 
 def _same_relation(one: Any, other: Any) -> bool:

@@ -81,6 +81,10 @@ class _Comparison:
             self.how = "matrices"
             fits = [len(row) for row in gold.rows] == [len(row) for row in answer.rows]
             return fits and all(map(self._in_order, gold.rows, answer.rows))
+        if isinstance(gold, Matrix | Brackets) and isinstance(answer, Matrix | Brackets):
+            sides = [_coordinates(one) for one in (gold, answer)]
+            if sides[0] and sides[1] and isinstance(gold, Matrix) != isinstance(answer, Matrix):
+                return self._in_order(sides[0], sides[1])
         if isinstance(gold, Union) or isinstance(answer, Union):
             return self._same_unions(gold, answer)
         if isinstance(gold, Brackets | Several) and isinstance(answer, Brackets | Several):
@@ -254,6 +258,13 @@ class _Comparison:
             }[reply.word]
         self.known[gold, answer] = reply.word == "equal"
         return reply.word == "equal"
+
+
+def _coordinates(form: Matrix | Brackets) -> tuple[Form, ...]:
+    """Those of a column or of (1, 2); nothing for a larger matrix or an interval with a closed end."""
+    if isinstance(form, Brackets):
+        return form.items if (form.opening, form.closing) == ("(", ")") else ()
+    return tuple(row[0] for row in form.rows) if all(len(row) == 1 for row in form.rows) else ()
 
 
 def _said_of(form: Form) -> str:

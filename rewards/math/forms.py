@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rewards.math.normalise import normalise
-from rewards.math.quantity import parse_number
+from rewards.math.quantity import read_quantity
 
 MAX_DEPTH = 8
 
 _LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|ell|angle [A-Z]{1,3}))"
 _PLAIN_NAME = rf"{_LETTER}{{1,3}}(?:_(?:\{{\w{{1,9}}\}}|\w))?'{{0,3}}"
-_FUNCTION = rf"{_LETTER}(?:_(?:\{{\w{{1,9}}\}}|\w))?'{{0,3}}\([\w,]{{1,20}}\)"
+_FUNCTION = rf"{_LETTER}(?:_(?:\{{\w{{1,9}}\}}|\w))?(?:\^\{{-1\}})?'{{0,3}}\([\w,]{{1,20}}\)"
 _NAME = re.compile(rf"{_FUNCTION}|{_PLAIN_NAME}(?::{_PLAIN_NAME}){{0,3}}|\({_PLAIN_NAME}(?:,{_PLAIN_NAME}){{0,9}}\)")
 _AND = re.compile(r"(?<![A-Za-z\\])(?:and|or)(?![a-z])")
 _WORDS = re.compile(r"[A-Za-z' -]+")
@@ -89,7 +89,11 @@ Form = Leaf | Named | Several | Brackets | Union | Matrix
 def read_form(text: str, depth: int = 0) -> Form:
     """What a normalised answer is made of."""
     text = normalise(text) if depth else text
-    if depth >= MAX_DEPTH or parse_number(text) is not None or (_WORDS.fullmatch(text) and not _AND.search(text)):
+    if (
+        depth >= MAX_DEPTH
+        or read_quantity(text, False) is not None
+        or (_WORDS.fullmatch(text) and not _AND.search(text))
+    ):
         return Leaf(text)
     for reader in (_several, _both_signs, _union, _relation, _matrix, _bracketed):
         form = reader(text, depth + 1)
@@ -111,7 +115,7 @@ def _several(text: str, depth: int) -> Form | None:
 
 
 def _at_commas(text: str) -> list[str]:
-    return [text] if parse_number(normalise(text)) is not None else split(text, ",")
+    return [text] if read_quantity(normalise(text), False) is not None else split(text, ",")
 
 
 def _listed(text: str, forms: Sequence[Form]) -> Form:
@@ -159,8 +163,8 @@ def _relation(text: str, depth: int) -> Form | None:
         return Named(text, parts[0], read_form(parts[-1], depth))
     if _NAME.fullmatch(parts[-1]) and len(parts) == 2:
         return Named(text, parts[-1], read_form(parts[0], depth))
-    is_sum = len(parts) > 2 or not re.search("[A-Za-z]", _COMMAND.sub("", parts[0]))  # 48 + 24 = 72, and not a + 3z = 0
-    return read_form(parts[-1], depth) if is_sum else None
+    is_sum = not re.search("[A-Za-z]", _COMMAND.sub("", text))  # 48 + 24 = 72, and not a + 3z = 0
+    return read_form(parts[-1], depth) if is_sum or len(parts) > 2 else None
 
 
 def _interval(text: str, depth: int) -> Form | None:

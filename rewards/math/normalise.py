@@ -24,6 +24,9 @@ _WRAPPERS = re.compile(
 )
 _DOUBLED = re.compile(r"\\\\(?=[a-zA-Z{}%$,;! ])")
 _GROUP = r"(\{[^{}]{0,200}\}|\d|[a-z])"
+_ANGLE = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc))\s{0,4}\(?\{?\s{0,4}(\d{1,9})\s{0,4}\^\s{0,4}\{?\s{0,4}\\circ\s{0,4}\}?\}?\)?"
+)
 _REPLACED = (
     (re.compile(r"(?<=\d)\s{0,4}\{\s{0,4},\s{0,4}\}\s{0,4}(?=\d)"), ","),  # 14{,}916
     (re.compile(r",\s{0,4}\\!\s{0,4}"), ","),  # 11,\! 111
@@ -36,6 +39,9 @@ _REPLACED = (
     (re.compile(r"\\(?:leq|leqslant)(?![a-zA-Z])|<=|=<"), r"\\le "),
     (re.compile(r"\\(?:geq|geqslant)(?![a-zA-Z])|>="), r"\\ge "),
     (re.compile(r"\\(?:neq|not\s?=)(?![a-zA-Z])|!="), r"\\ne "),
+    (re.compile(r"\\(?:lor|vee)(?![a-zA-Z])"), " or "),
+    (re.compile(r"\\(?:land|wedge)(?![a-zA-Z])"), " and "),
+    (re.compile(r"\\mathbb\s{0,4}\{?R\}?(?![a-zA-Z^_])"), r"(-\\infty,\\infty)"),
     (re.compile(r"\\lt(?![a-zA-Z])"), "<"),
     (re.compile(r"\\gt(?![a-zA-Z])"), ">"),
     (re.compile(r"\\lbrace(?![a-zA-Z])"), r"\\{"),
@@ -46,6 +52,7 @@ _REPLACED = (
     (re.compile(r"(?<![a-zA-Z\\])infinity(?![a-zA-Z])"), r"\\infty"),
     (re.compile(r"\\(?=[%#&])"), ""),
     (re.compile(r"\\\$|\$|(?<!\\)\\[()\[\]]"), ""),
+    (_ANGLE, r"\1(\\frac{\2\\pi}{180})"),  # elsewhere degrees are a unit, which the number does without
     (re.compile(r"\^\s{0,4}\\circ|\^\s{0,4}\{\s{0,4}\\circ\s{0,4}\}"), ""),
     (re.compile(r"(?<=[\d}])\s{0,4}(?:percentage|percent|pct)(?![a-zA-Z])\.?", re.IGNORECASE), "%"),
 )

@@ -80,8 +80,8 @@ def read_quantity(text: str, words_before: bool = True) -> Quantity | None:
     value = parse_number(text)
     if value is not None:
         return Quantity(value, text.endswith("%"))
-    match = _ANY.search(text)
-    if match is None or len(text) > 3 * MAX_NUMBER:
+    match = _ANY.search(text) if len(text) <= 3 * MAX_NUMBER else None
+    if match is None:
         return None
     before, after = text[: match.start()], text[match.end() :]
     negative = before.endswith("-") and not before[:-1].strip().endswith((*"0123456789)}",))
