@@ -71,6 +71,15 @@ def test_a_hang_harms_no_other_completion_of_its_group() -> None:
     assert results[0].seconds >= DEADLINE_S
 
 
+def test_a_group_of_hangs_ends_and_its_numbers_are_judged_all_the_same() -> None:
+    slow = [f"\\boxed{{\\sum_{{k=1}}^{{99999{i}}} \\frac{{\\sin(k)}}{{k^{{2}}+1}}}}" for i in range(10)]
+    begin = time.monotonic()
+    results = math_reward([*slow, "5", "6"], answer=["5"] * 12, deadline_s=0.3)
+    assert time.monotonic() - begin < 6 * 0.3 + GRACE_S
+    assert [result.status for result in results] == [*["timeout"] * 10, "ok", "wrong"]
+    assert "the group's time" in results[9].detail and "deadline_s 0.3" in results[0].detail
+
+
 def test_a_row_without_a_right_answer_is_an_error_for_itself() -> None:
     results = math_reward(["5", "5", "5"], answer=["5", "", None])
     assert [(result.value, result.status) for result in results] == [(1.0, "ok"), (None, "error"), (None, "error")]
