@@ -9,6 +9,7 @@ from typing import Any
 from rewards.exact import exact_match
 from rewards.format import boxed_format, finished, format_regex, has_answer
 from rewards.math import math_reward
+from rewards.procedural import reasoning_gym_reward
 from rewards.process_reward_model import process_reward_model
 from rewards.reward_model import reward_model
 from rewards.shape import overlong, repetition
@@ -24,7 +25,10 @@ class Builtin:
 
 BUILTIN: dict[str, Builtin] = {
     "exact_match": Builtin(exact_match, "the completion is the column `answer` and the model ended it itself"),
-    "math": Builtin(math_reward, "the final answer equals the one in the data, as text or exact number"),
+    "math": Builtin(math_reward, "the final answer is the one in the data: as text, number, list, interval or formula"),
+    "reasoning_gym": Builtin(
+        reasoning_gym_reward, "the score of reasoning-gym for rows made by data.path reasoning_gym:TASK, 0 to 1"
+    ),
     "has_answer": Builtin(has_answer, "the completion marks an answer: \\boxed{}, #### or 'the answer is'"),
     "boxed_format": Builtin(boxed_format, "the completion has something in \\boxed{}"),
     "format_regex": Builtin(format_regex, "the regular expression args.pattern is found in the completion"),

@@ -1,128 +1,277 @@
-"""Whether two answers are the same: as text after normalisation, or as exact numbers.
+"""Whether two answers are the same, in stages: as text, as numbers with units, piece by piece in lists, intervals and
+matrices, and what is left as formulas by sympy in a process that may be killed.
 
-Numbers are fractions of integers, so 1/3 is not 0.3333 and 50 is not 50%, but 0.5, 1/2 and 50% are one. Nothing is ever
-evaluated as code, and long answers are compared as text only. Knows nothing about where answers come from.
+Knows nothing about where answers come from.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from rewards.math.extract import MAX_ANSWER, NUMBER, last_boxed
+from rewards.math import symbolic
+from rewards.math.forms import Brackets, Form, Leaf, Matrix, Named, Several, Union, read_form
+from rewards.math.limits import too_large
+from rewards.math.normalise import normalise
+from rewards.math.policy import Policy
+from rewards.math.quantity import Quantity, is_known, parse_number, read_quantity, split_unit
 
-MAX_NUMBER = 100  # characters of a number; keeps int() and Fraction cheap
+SHOWN = 60  # characters of an answer in a message
 
-_NUMBER = re.compile(NUMBER)
-_SIGNED = rf"[+-]?(?:{NUMBER})"
-_PLAIN = re.compile(rf"(?P<value>{_SIGNED})(?P<percent>%?)")
-_SLASH = re.compile(rf"(?P<sign>[+-]?)(?:(?P<whole>\d+) )?(?P<top>{_SIGNED})/(?P<bottom>{_SIGNED})")
-_FRAC = re.compile(rf"(?P<sign>[+-]?)(?P<whole>\d+)?\\frac\{{(?P<top>{_SIGNED})\}}\{{(?P<bottom>{_SIGNED})\}}")
-_WRAPPERS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textnormal|mbox)\{([^{}]{0,200})\}")
-_REPLACED = (
-    (re.compile(r",\\!\s{0,4}"), ","),  # 11,\! 111
-    (re.compile(r"\\[!,;: ]|\\q?quad(?![a-zA-Z])|~"), " "),
-    (re.compile(r"\\(?:left|right|displaystyle)(?![a-zA-Z])"), ""),
-    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
-    (re.compile(r"\\frac\s{0,4}(\d)\s{0,4}(\d)"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\(?=[%#&])"), ""),
-    (re.compile(r"\\\$|\$|\\[()\[\]]"), ""),
-    (re.compile("[\u2212\u2013]"), "-"),
-    (re.compile(r"\^\\circ|\^\{\\circ\}|\u00b0"), ""),
-)
-_NUMBER_LIST = re.compile(r"[\d.,\s]*,\s[\d.,\s]*")
-_SPACES = re.compile(r"\s+")
-_LOOSE_SPACES = re.compile(r"(?<![^\W_]) | (?![^\W_])")  # spaces that do not part two words or numbers
-_ASSIGNMENT = re.compile(r"[A-Za-z]\w{0,3}=([^=<>]+)")
-_WORDS = re.compile(r"[A-Za-z' :,.]*")
-# Words that change a number's meaning, so that "5 million" is not 5 and "not 5" is not 5
-_TELLING_WORDS = frozenset(
-    [
-        *("not", "no", "never", "neither", "minus", "negative", "about", "over", "under", "than", "and", "or", "point"),
-        *("half", "third", "quarter", "dozen", "hundred", "thousand", "million", "billion", "trillion", "percent"),
-    ]
-)
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,-]*")
+_CHOICE = re.compile(r"\(?([A-Ja-j])(?:[).:]|\s*$)")
+_NO_NUMBERS = frozenset(["nan", "undefined nan", "inf", "+inf", "-inf"])
+_RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[<>=]")
+_IN = re.compile(r"\\in(?![a-zA-Z])")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_BASE = re.compile(r"[0-9A-Fa-f]+_\{?[0-9]+\}?")
 
 
-def same_answer(gold: str, answer: str) -> bool:
-    """Whether `answer` is `gold`. Symmetric in numbers; words around a number are forgiven in `answer` only."""
-    gold, answer = normalise(gold), normalise(answer)
-    if not gold or not answer:
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison came to. `word`: right, wrong, unparsed (the answer is no mathematics) or timeout (unknown)."""
+
+    word: Literal["right", "wrong", "unparsed", "timeout"]
+    detail: str = ""
+
+
+def same_answer(gold: str, answer: str, policy: Policy | None = None) -> bool:
+    """Whether `answer` is `gold`."""
+    return compare(gold, answer, policy or Policy()).word == "right"
+
+
+def compare(gold: str, answer: str, policy: Policy) -> Verdict:
+    """Whether `answer` is `gold`, and if not, why. Takes at most the policy's deadline beyond milliseconds."""
+    right, found = normalise(gold), normalise(answer)
+    if not right or not found:
+        return Verdict("unparsed" if right else "wrong", f"the {'answer' if right else 'right answer'} is empty")
+    comparison = _Comparison(policy, time.monotonic() + policy.deadline_s)
+    if comparison.same(read_form(right), read_form(found)):
+        return Verdict("right")
+    told = f"expected {_short(gold)}, found {_short(answer)}"
+    if comparison.timed_out:
+        return Verdict("timeout", f"{told}: {comparison.timed_out}")
+    if comparison.unread:
+        return Verdict("unparsed", f"{told}, which cannot be read: {comparison.unread}")
+    return Verdict("wrong", f"{told} ({comparison.how})")
+
+
+@dataclass
+class _Comparison:
+    """One comparison: its rules, its end, and what was met on the way. In each pair the right answer comes first."""
+
+    policy: Policy
+    end: float
+    how: str = "text"  # by what they differ, for people
+    unread: str = ""
+    timed_out: str = ""
+    known: dict[tuple[str, str], bool] = field(default_factory=dict)  # formulas that were compared
+
+    def same(self, gold: Form, answer: Form) -> bool:
+        if gold.text == answer.text:
+            return gold.text.lower() not in _NO_NUMBERS
+        if isinstance(gold, Leaf) and isinstance(answer, Leaf):
+            return self._same_leaves(gold.text, answer.text)
+        if isinstance(gold, Named) or isinstance(answer, Named):
+            return self._same_named(gold, answer)
+        if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+            self.how = "matrices"
+            fits = [len(row) for row in gold.rows] == [len(row) for row in answer.rows]
+            return fits and all(map(self._in_order, gold.rows, answer.rows))
+        if isinstance(gold, Matrix | Brackets) and isinstance(answer, Matrix | Brackets):
+            sides = [_coordinates(one) for one in (gold, answer)]
+            if sides[0] and sides[1] and isinstance(gold, Matrix) != isinstance(answer, Matrix):
+                return self._in_order(sides[0], sides[1])
+        if isinstance(gold, Union) or isinstance(answer, Union):
+            return self._same_unions(gold, answer)
+        if isinstance(gold, Brackets | Several) and isinstance(answer, Brackets | Several):
+            return self._same_lists(gold, answer)
+        return self._different_kinds(gold, answer)
+
+    def _same_named(self, gold: Form, answer: Form) -> bool:
+        """x = 5 is 5 and not y = 5. The letter in f(x) does not matter where the function's value has none."""
+        if isinstance(gold, Named) and isinstance(answer, Named):
+            names = [one.name.split("(")[0] if re.search(r"\w\(", one.name) else one.name for one in (gold, answer)]
+            if names[0] == names[1]:
+                return self.same(gold.value, answer.value)
+            self.how = "names"
+            values = [one.value for one in (gold, answer)]
+            are_equations = any(isinstance(one, Brackets) or re.search("[a-zA-Z]", one.text) for one in values)
+            return are_equations and self._same_formulas(gold.text, answer.text)
+        one, other = (gold, answer) if isinstance(gold, Named) else (answer, gold)
+        if isinstance(other, Leaf) and _RELATION.search(other.text):  # an equation or inequality of another form
+            return self._same_formulas(_said_of(gold), _said_of(answer))
+        if isinstance(one, Named):
+            return self.same(one.value, other) if one is gold else self.same(other, one.value)
         return False
-    if gold == answer:
-        return gold != "nan"
-    gold_part, answer_part = _after_equals(gold), _after_equals(answer)
-    if gold_part is None or answer_part is None:  # "x = 5" is 5, but not "y = 5"
-        gold, answer = gold_part or gold, answer_part or answer
-    if gold == answer:
+
+    def _same_unions(self, gold: Form, answer: Form) -> bool:
+        self.how = "sets"
+        sides = [list(one.items) if isinstance(one, Union | Several) else [one] for one in (gold, answer)]
+        parts = [[item.value if isinstance(item, Named) else item for item in side] for side in sides]
+        are_sets = all(isinstance(item, Brackets | Several) for side in parts for item in side)
+        if are_sets and len(parts[0]) == len(parts[1]) and self._in_any_order(parts[0], parts[1]):
+            return True
+        return self._same_formulas(gold.text, answer.text)
+
+    def _same_lists(self, gold: Brackets | Several, answer: Brackets | Several) -> bool:
+        if isinstance(gold, Brackets) and isinstance(answer, Brackets):
+            self.how = "brackets"
+            if (gold.opening, gold.closing) != (answer.opening, answer.closing):
+                return False
+            return self._in_order(gold.items, answer.items)
+        if isinstance(gold, Brackets) or isinstance(answer, Brackets):
+            brackets, several = (gold, answer) if isinstance(gold, Brackets) else (answer, gold)
+            self.how = "kinds"  # (1, 2) is 1, 2 without its brackets; no set, and no interval with closed ends
+            round_ones = isinstance(brackets, Brackets) and (brackets.opening, brackets.closing) == ("(", ")")
+            is_list = isinstance(several, Several) and several.kind == "list"
+            return round_ones and is_list and self._in_order(gold.items, answer.items)
+        self.how = "several answers"
+        if len(gold.items) != len(answer.items):
+            self.how = f"{len(gold.items)} answers, not {len(answer.items)}"
+            return False
+        if self.policy.order == "strict" and {gold.kind, answer.kind} == {"list"}:
+            return self._in_order(gold.items, answer.items)
+        names = [[item.name for item in one.items if isinstance(item, Named)] for one in (gold, answer)]
+        if bool(names[0]) != bool(names[1]):  # "p = 5, q = 2" is "5, 2": in the names' order
+            own = names[0] or names[1]
+            if len(set(own)) == len(own):
+                return self._in_order(gold.items, answer.items)
+        return self._in_any_order(gold.items, answer.items)
+
+    def _in_order(self, gold: Sequence[Form], answer: Sequence[Form]) -> bool:
+        return len(gold) == len(answer) and all(map(self.same, gold, answer))
+
+    def _in_any_order(self, gold: Sequence[Form], answer: Sequence[Form]) -> bool:
+        """Each is matched with the first that it equals; texts first, which costs nothing."""
+        left = list(answer)
+        rest = []
+        for one in gold:
+            twin = next((other for other in left if other.text == one.text), None)
+            if twin is None:
+                rest.append(one)
+            else:
+                left.remove(twin)
+        for one in rest:
+            twin = next((other for other in left if self.same(one, other)), None)
+            if twin is None:
+                return False
+            left.remove(twin)
         return True
-    expected = parse_number(gold)
-    if expected is None:
-        return False
-    found = parse_number(answer)
-    return expected == (found if found is not None else only_number(answer))
+
+    def _different_kinds(self, gold: Form, answer: Form) -> bool:
+        """A piece and a list: one answer in a set is that answer, and a formula may say what a list says."""
+        for one, other, swapped in ((gold, answer, False), (answer, gold, True)):
+            if isinstance(one, Several) and len(one.items) == 1:
+                return self.same(other, one.items[0]) if swapped else self.same(one.items[0], other)
+        if {",", "."} <= {*gold.text, *answer.text} and self._decimal_comma(gold.text, answer.text):
+            return True
+        self.how = "kinds"
+        leaf = gold if isinstance(gold, Leaf) else answer
+        formula = isinstance(leaf, Leaf) and (_RELATION.search(leaf.text) or "\\begin" in leaf.text)
+        return bool(formula) and self._same_formulas(gold.text, answer.text)
+
+    def _decimal_comma(self, gold: str, answer: str) -> bool:
+        """1,22 is 1.22 where the other is written with a point and the same digits."""
+        texts = (gold, answer)
+        if sum(bool(_DECIMAL_COMMA.fullmatch(text)) for text in texts) != 1:
+            return False
+        return gold.replace(",", ".") == answer.replace(",", ".")
+
+    def _same_leaves(self, gold: str, answer: str) -> bool:
+        if gold.lower() in _NO_NUMBERS or answer.lower() in _NO_NUMBERS:
+            return False
+        choice = _CHOICE.match(answer) if len(gold) == 1 and gold in "ABCDEFGHIJ" else None
+        if choice and choice[1] == gold:
+            return True
+        expected = read_quantity(gold, words_before=False)
+        found = read_quantity(answer)
+        if expected is not None and found is not None:
+            return self._same_quantities(expected, found)
+        if _WORDS.fullmatch(gold) or _WORDS.fullmatch(answer):
+            self.how = "text"
+            long = min(len(gold), len(answer)) > 1
+            return gold.casefold() == answer.casefold() if long else False
+        if _BASE.fullmatch(gold) and (_BASE.fullmatch(answer) or parse_number(answer) is not None):
+            self.how = "numbers in another base"
+            return gold.replace("{", "").replace("}", "") == answer.replace("{", "").replace("}", "")
+        (gold, gold_unit), (answer, answer_unit) = split_unit(gold), split_unit(answer)
+        if not self._same_units(gold_unit, answer_unit):
+            self.how = "units"
+            return False
+        return self._same_formulas(gold, answer)
+
+    def _same_quantities(self, gold: Quantity, answer: Quantity) -> bool:
+        self.how = "numbers"
+        if not self._same_numbers(gold, answer):
+            return False
+        self.how = "units"
+        return self._same_units(gold.unit, answer.unit)
+
+    def _same_units(self, gold: str, answer: str) -> bool:
+        """By the policy. Of two words that are no units of measure (apples, red apples) neither is held against it."""
+        if self.policy.units == "ignore" or not gold:
+            return True
+        if not answer:
+            return self.policy.units != "require"
+        return gold == answer or not (is_known(gold) or is_known(answer) or self.policy.units == "require")
+
+    def _same_numbers(self, gold: Quantity, answer: Quantity) -> bool:
+        values = [(gold.value, answer.value)]
+        if self.policy.percent == "either" and gold.is_percent != answer.is_percent:
+            values.append((gold.value * 100, answer.value) if gold.is_percent else (gold.value, answer.value * 100))
+        return any(
+            one == other or (self.policy.tolerance > 0 and abs(one - other) <= self.policy.tolerance * abs(one))
+            for one, other in values
+        )
+
+    def _same_formulas(self, gold: str, answer: str) -> bool:
+        """By sympy, in its own process."""
+        if (gold, answer) in self.known:
+            return self.known[gold, answer]
+        self.how = "formulas"
+        reason = too_large(answer)
+        if reason is not None:
+            self.unread = reason
+            return False
+        if too_large(gold) is not None or not self.policy.symbolic:
+            self.how = "text, as formulas are not compared" if not self.policy.symbolic else "text"
+            return False
+        comparer = symbolic.shared()
+        self.end += comparer.start()  # loading sympy is nobody's fault
+        left_s = self.end - time.monotonic()
+        if left_s <= 0:
+            self.timed_out = f"comparing its parts took longer than deadline_s {self.policy.deadline_s:g}"
+            return False
+        reply = comparer.compare(gold, answer, left_s, self.policy.tolerance)
+        if reply.word == "unread":
+            self.unread = reply.detail
+        elif reply.word in ("timeout", "memory", "died", "raised"):
+            self.timed_out = {
+                "timeout": f"comparing took longer than deadline_s {self.policy.deadline_s:g}",
+                "memory": f"comparing took more than {symbolic.MEMORY_MB} MB",
+                "died": "the comparing process did not survive it",
+                "raised": reply.detail,
+            }[reply.word]
+        self.known[gold, answer] = reply.word == "equal"
+        return reply.word == "equal"
 
 
-def normalise(text: str) -> str:
-    """The answer without dollar signs, TeX spacing, text wrappers, loose spaces and a last full stop."""
-    text = text.strip()
-    if len(text) > MAX_ANSWER:
-        return text
-    boxed = last_boxed(text)
-    text = boxed if boxed is not None else text
-    for pattern, replacement in _REPLACED:
-        text = pattern.sub(replacement, text)
-    text = _WRAPPERS.sub(r" \1 ", text)
-    if _NUMBER_LIST.fullmatch(text):  # "32, 349" is two numbers, "32,349" is one
-        text = re.sub(r",\s+", ";", text.strip())
-    text = _LOOSE_SPACES.sub("", _SPACES.sub(" ", text).strip()).strip()
-    text = text.rstrip(".").strip()
-    if re.fullmatch(r"\([A-Za-z]\)", text):  # a choice
-        text = text[1:-1]
-    return text.lower() if len(text) > 1 and text.isalpha() else text
+def _coordinates(form: Matrix | Brackets) -> tuple[Form, ...]:
+    """Those of a column or of (1, 2); nothing for a larger matrix or an interval with a closed end."""
+    if isinstance(form, Brackets):
+        return form.items if (form.opening, form.closing) == ("(", ")") else ()
+    return tuple(row[0] for row in form.rows) if all(len(row) == 1 for row in form.rows) else ()
 
 
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of a normalised text that is one number: 3, 0.5, 1,234, a/b, \\frac{a}{b}, 2 1/2, 50%."""
-    if len(text) > MAX_NUMBER:
-        return None
-    plain = _PLAIN.fullmatch(text)
-    if plain:
-        return _value(plain["value"]) / (100 if plain["percent"] else 1)
-    match = _SLASH.fullmatch(text) or _FRAC.fullmatch(text)
-    if match is None or _value(match["bottom"]) == 0:
-        return None
-    part = _value(match["top"]) / _value(match["bottom"])
-    if match["whole"] is not None:
-        if not 0 <= part < 1:
-            return None
-        part += int(match["whole"])
-    return -part if match["sign"] == "-" else part
+def _said_of(form: Form) -> str:
+    """The set that a name is in, or all of what is said."""
+    return form.value.text if isinstance(form, Named) and _IN.search(form.text) else form.text
 
 
-def only_number(text: str) -> Fraction | None:
-    """The value of the one number in a text whose rest is harmless words ("18 dollars", "the sum is 7"), else None."""
-    match = _NUMBER.search(text)
-    if match is None or _NUMBER.search(text, match.end()):
-        return None
-    before, after = text[: match.start()], text[match.end() :]
-    negative = before.endswith("-") and not before[:-1].strip().endswith(tuple("0123456789)"))
-    before = before[:-1] if negative else before
-    percent, after = after.startswith("%"), after.removeprefix("%")
-    if not _WORDS.fullmatch(before) or not _WORDS.fullmatch(after) or before[-1:].isalpha() or after[:1].isalpha():
-        return None
-    if _TELLING_WORDS & set(re.findall(r"[a-z]+", f"{before} {after}".lower())):
-        return None
-    value = parse_number(match[0])
-    if value is None:
-        return None
-    return (-value if negative else value) / (100 if percent else 1)
-
-
-def _after_equals(text: str) -> str | None:
-    match = _ASSIGNMENT.fullmatch(text)
-    return match[1] if match else None
-
-
-def _value(digits: str) -> Fraction:
-    return Fraction(digits.replace(",", ""))
+def _short(text: str) -> str:
+    text = " ".join(text[: 4 * SHOWN].split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

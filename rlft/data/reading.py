@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rlft.data.procedural import is_procedural, make_rows
 from rlft.errors import UserError
 
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -44,11 +45,15 @@ class Rows:
 
 
 def read_rows(path: str, *, split: str = "train", max_rows: int | None = None) -> Rows:
-    """Read a JSONL, JSON or Parquet file, a folder saved by `datasets`, or "owner/name[:config]" from the Hub.
+    """Read a JSONL, JSON or Parquet file, a folder saved by `datasets`, or "owner/name[:config]" from the Hub; or make
+    the rows of "reasoning_gym:TASK" (rlft/data/procedural.py).
 
     Only the first `max_rows` rows are used. Raises UserError for a missing file, an unknown format, a malformed row
     (file and line named) or no rows at all.
     """
+    if is_procedural(path):
+        made = make_rows(path, max_rows)
+        return Rows(made, [f"{path}#{number}" for number in range(1, len(made) + 1)], path)
     file = Path(path).expanduser()
     rows = _read_file(file, max_rows) if file.is_file() else _from_dataset(*open_dataset(path, split), max_rows)
     if not rows.rows:

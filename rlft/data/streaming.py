@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 
+from rlft.data.procedural import is_procedural
 from rlft.data.reading import JSON_LINES, PARQUET, Rows, parse_line
 from rlft.errors import UserError
 
@@ -122,6 +123,8 @@ def index_rows(path: str, *, split: str, max_rows: int | None) -> RowIndex:
     files and where there are no rows."""
     from rlft.data.reading import open_dataset
 
+    if is_procedural(path):
+        raise UserError(f"data.streaming: the rows of {path} are made in memory. Leave data.streaming out.")
     file = Path(path).expanduser()
     name = file.name.lower()
     kinds = {".gz": None} | dict.fromkeys(JSON_LINES, JsonLines) | dict.fromkeys(PARQUET, ParquetRows)

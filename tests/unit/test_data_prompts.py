@@ -112,7 +112,8 @@ def test_verls_rows_show_their_ground_truth(tokenizer: Any, tmp_path: Path) -> N
     assert prompt.columns["ground_truth"] == "42" and prompt.columns["data_source"] == "sums"
     assert prompt.text == RENDERED
     gold = [prompt.columns["ground_truth"]] * 2
-    assert math_reward(["the answer is \\boxed{42}", "41"], ground_truth=gold) == [1.0, 0.0]
+    results = math_reward(["the answer is \\boxed{42}", "41"], ground_truth=gold)
+    assert [result.value for result in results] == [1.0, 0.0]
     own = {"question": "1+1=", "ground_truth": "2", "reward_model": {"ground_truth": "3"}}
     assert prompts(tokenizer, [own]).prompts[0].columns["ground_truth"] == "2", "a column of the row's own wins"
 

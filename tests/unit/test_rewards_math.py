@@ -14,8 +14,9 @@ from rewards.builtin import BUILTIN
 from rewards.exact import exact_match
 from rewards.format import boxed_format, finished, format_regex, has_answer
 from rewards.math import gold_answers, math_reward
-from rewards.math.compare import parse_number, same_answer
+from rewards.math.compare import same_answer
 from rewards.math.extract import final_answer, last_boxed
+from rewards.math.quantity import parse_number
 from rlft.errors import UserError
 
 GSM8K = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "gsm8k_train_300.jsonl"
@@ -37,15 +38,28 @@ def test_exact_match_needs_the_text_and_the_end() -> None:
         (r"\fbox{8}", "8"),
         ("work 1 + 2\n#### 1,234\n", "1,234"),
         ("The answer is 7. I hope so", "7"),
-        ("Final Answer: the sum is 3.5", "the sum is 3.5"),
+        ("Final Answer: the sum is 3.5", "3.5"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
+        (r"\boxed{255} is one part. Final Answer: The final answer is $10,455$. I hope", "10,455"),
+        (r"\boxed{255}. This answer is right.", "255"),
+        (r"\boxed{1} and \boxed{2}", "1;2"),
+        (r"\(y_1 = \boxed{3} \) and \( y_2 = \boxed{4}\)", "3;4"),
+        (r"\boxed{5}, that is, \boxed{6}", "6"),
+        (r"$\boxed{28}$ percent", r"28\%"),
+        (r"so $x = 3$ and $y = 4$.", "x = 3;y = 4"),
+        (r"We find that $x \neq 3$.", r"x \neq 3"),
+        ("**Answer:** **11**", "11"),
+        ("$x+1$", "$x+1$"),
+        ("12 cm", "12 cm"),
+        (r"(x-1)(x+1)", r"(x-1)(x+1)"),
         ("the answer is 1. No, the answer is\n 2", "2"),
         ("first 3, then 4 apples", "4"),
         ("it costs $-5", "-5"),
         ("it costs -$5", "-$5"),
-        ("5-3", "3"),
+        ("it is 5-3", "3"),
         ("about 1/2", "1/2"),
         ("x2", None),
-        ("1+1", None),
+        ("so 1+1", None),
         ("no idea", None),
         ("", None),
     ],
@@ -128,10 +142,14 @@ def test_gold_answers() -> None:
             gold_answers(nothing)
 
 
+def values(*args: Any, **columns: Any) -> list[float | None]:
+    return [result.value for result in math_reward(*args, **columns)]
+
+
 def test_math_reward_columns() -> None:
-    assert math_reward(["the answer is 5"], solution=["#### 5"], prompts=["?"]) == [1]
-    assert math_reward(["5"], answer=["4"], final=["5"], column="final") == [1]
-    assert math_reward([[{"role": "assistant", "content": "so 5"}]], answer=[5]) == [1]
+    assert values(["the answer is 5"], solution=["#### 5"], prompts=["?"]) == [1]
+    assert values(["5"], answer=["4"], final=["5"], column="final") == [1]
+    assert values([[{"role": "assistant", "content": "so 5"}]], answer=[5]) == [1]
     with pytest.raises(UserError, match=r"no column with the right answer\. Columns there: prompts; tried answer"):
         math_reward(["5"], prompts=["?"])
     with pytest.raises(UserError, match="no column 'gold'"):
@@ -148,14 +166,14 @@ def test_every_gsm8k_solution_is_right_and_wrong_with_another_number() -> None:
     rows = gsm8k()
     golds = [row["answer"] for row in rows]
     assert len(rows) == 300
-    assert math_reward(golds, answer=golds) == [1] * 300
+    assert values(golds, answer=golds) == [1] * 300
     solutions, numbers = zip(*(gold.rsplit("#### ", 1) for gold in golds), strict=True)
     for form in ("#### {}", "The answer is {}.", r"\boxed{{{}}}", "which is {}"):
         right = [s.replace("####", "") + form.format(n) for s, n in zip(solutions, numbers, strict=True)]
-        assert math_reward(right, answer=golds) == [1] * 300
+        assert values(right, answer=golds) == [1] * 300
         changed = [str(int(n.replace(",", "")) + 1) for n in numbers]
         wrong = [s + form.format(n) for s, n in zip(solutions, changed, strict=True)]
-        assert math_reward(wrong, answer=golds) == [0] * 300
+        assert values(wrong, answer=golds) == [0] * 300
 
 
 @pytest.mark.parametrize(
