@@ -12,7 +12,8 @@ from pydantic import Field
 from rlft.config.base import Section
 from rlft.config.load import load_section
 from rlft.config.problems import Problem
-from rlft.synthesis.config import EndpointConfig, RunConfig, asking_problems
+from rlft.endpoint.config import EndpointConfig
+from rlft.synthesis.config import RunConfig, asking_problems
 
 
 class JudgeConfig(Section):

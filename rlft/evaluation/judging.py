@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlft.endpoint.client import Endpoint
 from rlft.errors import RunError
 from rlft.evaluation.judge_file import JudgeJob
 from rlft.evaluation.win_rate import ANSWER, OTHER, WinRate, comparer, count_verdicts, wilson
 from rlft.runs.console import readable_seconds
 from rlft.runs.files import atomic_write_text
-from rlft.synthesis.endpoint import Endpoint
 from rlft.synthesis.ledger import Ledger
 from rlft.synthesis.report import Progress, readable_counts
 from rlft.synthesis.rows import SourceRow

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlft.endpoint.client import Asker
 from rlft.evaluation.judge_file import JudgeConfig
-from rlft.synthesis.endpoint import Asker
 from rlft.synthesis.rows import Outcome, SourceRow, made_row
 from rlft.synthesis.verdicts import ask_verdict
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlft.data.prompts import Conversation
+from rlft.endpoint.client import Asker, row_seed
+from rlft.endpoint.replies import Reply
 from rlft.synthesis.config import ReviseConfig
 from rlft.synthesis.constitution import Constitution, Principle
-from rlft.synthesis.endpoint import Asker, row_seed
-from rlft.synthesis.replies import Reply
 from rlft.synthesis.rows import LeftOut, Outcome, SourceRow, made_row, with_answer
 
 REASONS = {"length": "truncated", "content_filter": "filtered"}

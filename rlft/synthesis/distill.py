@@ -14,12 +14,12 @@ import numpy as np
 
 from rewards.combine import RewardSet
 from rlft.config.roles import RewardFunction, RewardsConfig
+from rlft.endpoint.client import Asker, RequestFailed
+from rlft.endpoint.replies import Reply
 from rlft.errors import UserError
 from rlft.samples import Group, Prompt, Sample
 from rlft.synthesis.config import DistillConfig
 from rlft.synthesis.critique import whole_answer
-from rlft.synthesis.endpoint import Asker, RequestFailed
-from rlft.synthesis.replies import Reply
 from rlft.synthesis.rows import LeftOut, Outcome, SourceRow, made_row, with_answer
 
 UNVERIFIED = "unverified"  # the verifier failed on an answer

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlft.endpoint.usage import Usage
 from rlft.errors import RunError, UserError
 from rlft.runs.files import atomic_write, is_out_of_space, whole_lines
 from rlft.runs.folder import RunLock
 from rlft.synthesis.rows import Outcome, SourceRow
-from rlft.synthesis.usage import Usage
 
 SYNC_EVERY_S = 1.0  # a kill loses nothing that was written; a power cut at most what came since
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rlft.endpoint.client import Asker, row_seed
 from rlft.errors import UserError
 from rlft.synthesis.config import PreferConfig
 from rlft.synthesis.constitution import Constitution, Principle
 from rlft.synthesis.critique import whole_answer
-from rlft.synthesis.endpoint import Asker, row_seed
 from rlft.synthesis.rows import LeftOut, Outcome, SourceRow, made_row
 from rlft.synthesis.verdicts import Verdict, ask_verdict
 

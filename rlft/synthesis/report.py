@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from rlft.endpoint.usage import Usage
 from rlft.runs.console import readable_seconds
 from rlft.runs.files import atomic_write_text
 from rlft.synthesis.ledger import Counts
-from rlft.synthesis.usage import Usage
 
 LINE_EVERY_S = 5.0
 

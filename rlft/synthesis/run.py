@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlft.endpoint.client import Endpoint
 from rlft.errors import RunError
 from rlft.synthesis.config import (
     COMMANDS,
@@ -24,7 +25,6 @@ from rlft.synthesis.config import (
 from rlft.synthesis.constitution import Constitution, load_constitution
 from rlft.synthesis.critique import reviser
 from rlft.synthesis.distill import Verifier, distiller
-from rlft.synthesis.endpoint import Endpoint
 from rlft.synthesis.ledger import Ledger
 from rlft.synthesis.preferences import check_columns, labeller
 from rlft.synthesis.report import Progress, Summary

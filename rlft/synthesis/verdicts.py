@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlft.synthesis.endpoint import Asker
+from rlft.endpoint.client import Asker
 from rlft.synthesis.rows import LeftOut
 
 Verdict = Literal["A", "B"]

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from rlft.endpoint.client import Asker, Endpoint, OutOfBudget, RequestFailed
 from rlft.errors import RunError
 from rlft.synthesis.config import RunConfig
-from rlft.synthesis.endpoint import Asker, Endpoint, OutOfBudget, RequestFailed
 from rlft.synthesis.ledger import Ledger
 from rlft.synthesis.report import Progress
 from rlft.synthesis.rows import LeftOut, Outcome, SourceRow

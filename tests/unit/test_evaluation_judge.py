@@ -13,11 +13,11 @@ import yaml
 
 from actors.judge import _of, _parted, _row, _shared, _Side
 from rlft.data.prompts import PromptSet
+from rlft.endpoint.replies import Reply
 from rlft.errors import UserError
 from rlft.evaluation.answers import Answer, Answers
 from rlft.evaluation.judge_file import JudgeConfig, load_judge
 from rlft.evaluation.win_rate import WinRate, comparer, count_verdicts, wilson
-from rlft.synthesis.replies import Reply
 from rlft.synthesis.rows import LeftOut, SourceRow
 from tests.helpers import make_prompt
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from rlft.endpoint.usage import Usage
 from rlft.errors import RunError, UserError
 from rlft.synthesis.ledger import Ledger
 from rlft.synthesis.rows import Outcome, SourceRow
-from rlft.synthesis.usage import Usage
 
 SETTINGS = {"command": "distill", "endpoint.model": "m", "endpoint.temperature": 1.0}
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from rlft.endpoint.usage import Usage
 from rlft.synthesis import report
 from rlft.synthesis.ledger import Counts
 from rlft.synthesis.report import Progress, Summary
-from rlft.synthesis.usage import Usage
 
 DONE = Summary(
     command="revise", out="made.jsonl", complete=True, source_rows=2, resumed_rows=0, rows_made=2, left_out={},

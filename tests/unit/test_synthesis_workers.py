@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 
 from rlft.config.roles import RewardFunction
+from rlft.endpoint.client import Asker, RequestFailed
+from rlft.endpoint.replies import Reply
 from rlft.errors import UserError
 from rlft.synthesis.config import DistillConfig, PreferConfig, ReviseConfig
 from rlft.synthesis.constitution import Constitution, Principle
 from rlft.synthesis.critique import reviser
 from rlft.synthesis.distill import Verifier, distiller
-from rlft.synthesis.endpoint import Asker, RequestFailed
 from rlft.synthesis.preferences import check_columns, labeller
-from rlft.synthesis.replies import Reply
 from rlft.synthesis.rows import LeftOut, SourceRow
 from rlft.synthesis.verdicts import read_verdict
 

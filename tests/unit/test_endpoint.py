@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from rlft.endpoint.client import Asker, Endpoint, OutOfBudget, RequestFailed, Stopped, retry_after_s, row_seed
+from rlft.endpoint.config import EndpointConfig
+from rlft.endpoint.replies import Rubbish, error_text, read_reply
+from rlft.endpoint.usage import Usage
 from rlft.errors import RunError, UserError
-from rlft.synthesis.config import EndpointConfig
-from rlft.synthesis.endpoint import Asker, Endpoint, OutOfBudget, RequestFailed, Stopped, retry_after_s, row_seed
-from rlft.synthesis.replies import Rubbish, error_text, read_reply
-from rlft.synthesis.usage import Usage
 from tests.chat_server import ChatServer, Fault, chat_server, completion, in_turn
 from tests.running import free_port
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from rlft.endpoint.config import EndpointConfig
+from rlft.endpoint.replies import Reply, Rubbish, error_text, read_reply
+from rlft.endpoint.usage import Prices, Usage
+from rlft.endpoint.wire import MAX_BYTES, Response, Wire
 from rlft.errors import RunError, UserError
-from rlft.synthesis.config import EndpointConfig
-from rlft.synthesis.replies import Reply, Rubbish, error_text, read_reply
-from rlft.synthesis.usage import Prices, Usage
-from rlft.synthesis.wire import MAX_BYTES, Response, Wire
 
 KINDS = ("429", "5xx", "timeout", "connection", "rubbish", "refused")
 """How a request can fail. `refused`: any other status, with the server's reason; the only kind that is not retried."""
