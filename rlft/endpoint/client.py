@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import threading
@@ -78,31 +79,42 @@ class Endpoint:
         self._stop = threading.Event()
 
     def ask(
-        self, messages: Sequence[Mapping[str, Any]], usage: Usage, *, seed: int, temperature: float | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        usage: Usage,
+        *,
+        seed: int,
+        temperature: float | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
     ) -> Reply:
-        """The model's answer to a conversation; what it took is added to `usage`.
+        """The model's answer to a conversation; what it took is added to `usage`. `response_format` as the servers know
+        it; no try goes on after `deadline` (of time.monotonic), and none begins that would have to wait for it.
 
         Raises RequestFailed when the last try failed, UserError where no request can succeed (401, 404), OutOfBudget
         before a request that the budget does not allow, and Stopped after `stop`.
         """
-        body = json.dumps(self._body(messages, seed, temperature)).encode()
+        body = json.dumps(self._body(messages, seed, temperature, response_format)).encode()
         for attempt in range(self._config.max_retries + 1):
             self._check()
             usage.requests += 1
             usage.retries += attempt > 0
             try:
-                reply = self._try(body)
+                reply = self._try(body, _seconds_until(deadline))
             except _Trouble as trouble:
                 if self._stop.is_set():
                     raise Stopped("stopped") from None
                 usage.failures[trouble.kind] += 1
                 if advice := _HOPELESS.get(trouble.status):
                     raise UserError(f"endpoint {self._wire.url}: {trouble} ({advice})") from None
+                wait_s = self._wait_s(attempt, trouble.retry_after_s)
                 last = attempt == self._config.max_retries or trouble.kind == "refused"
-                self._tell_once(trouble, last)
-                if last:
-                    raise RequestFailed(trouble.kind, str(trouble)) from None
-                self._stop.wait(self._wait_s(attempt, trouble.retry_after_s))
+                in_time = wait_s < _seconds_until(deadline)
+                self._tell_once(trouble, last or not in_time)
+                if last or not in_time:
+                    late = "" if last else "; no time is left to try again"
+                    raise RequestFailed(trouble.kind, f"{trouble}{late}") from None
+                self._stop.wait(wait_s)
             else:
                 self._pay(reply, usage)
                 return reply
@@ -126,7 +138,13 @@ class Endpoint:
         """Of so many tokens; None without prices."""
         return self._prices.cost(usage.prompt_tokens, usage.completion_tokens) if self._prices else None
 
-    def _body(self, messages: Sequence[Mapping[str, Any]], seed: int, temperature: float | None) -> dict[str, Any]:
+    def _body(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        seed: int,
+        temperature: float | None,
+        response_format: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
         config = self._config
         body: dict[str, Any] = {
             "model": config.model,
@@ -134,6 +152,7 @@ class Endpoint:
             "temperature": config.temperature if temperature is None else temperature,
             "max_tokens": config.max_tokens,
             "seed": seed,
+            "response_format": response_format,
         }
         return {name: value for name, value in (body | config.extra_body).items() if value is not None}
 
@@ -146,12 +165,14 @@ class Endpoint:
                 "a higher --run.max_cost goes on from here."
             )
 
-    def _try(self, body: bytes) -> Reply:
+    def _try(self, body: bytes, left_s: float) -> Reply:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        if left_s <= 0:
+            raise _Trouble("timeout", "no time is left for it")
         try:
-            response = self._wire.post(body, headers)
+            response = self._wire.post(body, headers, left_s)
         except TimeoutError as error:
             raise _Trouble("timeout", str(error)) from None
         except ConnectionError as error:
@@ -211,11 +232,11 @@ class Asker:
         self._count = 0
         self.usage = Usage()
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]], *, temperature: float | None = None) -> Reply:
-        """See Endpoint.ask."""
+    def __call__(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> Reply:
+        """`how`: what else Endpoint.ask takes."""
         seed = row_seed(self._seed, self._row_id, f"request {self._count}")
         self._count += 1
-        return self._endpoint.ask(messages, self.usage, seed=seed, temperature=temperature)
+        return self._endpoint.ask(messages, self.usage, seed=seed, **how)
 
 
 def row_seed(seed: int, row_id: str, purpose: str) -> int:
@@ -236,6 +257,10 @@ def retry_after_s(value: str | None) -> float | None:
         except (ValueError, TypeError):
             return None
     return max(0.0, seconds) if seconds < float("inf") else None
+
+
+def _seconds_until(deadline: float | None) -> float:
+    return math.inf if deadline is None else deadline - time.monotonic()
 
 
 def _api_key(name: str | None) -> str:

@@ -22,7 +22,7 @@ class Rubbish(Exception):
 class Reply:
     """What a model answered."""
 
-    text: str  # without its reasoning; may be empty
+    text: str  # without its reasoning; may be empty. JSON is never split: a text inside it may quote </think>
     reasoning: str  # what it thought before, empty when the server hides it or there is none
     finish_reason: str  # "stop", "length", "content_filter", ...; "stop" where the server says nothing
     prompt_tokens: int | None  # None where the server does not say
@@ -47,7 +47,7 @@ def read_reply(body: bytes) -> Reply:
         (content + reasoning).encode()
     except UnicodeEncodeError:
         raise Rubbish("the reply holds half of a surrogate pair, which no text can hold") from None
-    if not reasoning and (thinking := _THINKING.match(content)):
+    if not reasoning and not content.lstrip().startswith("{") and (thinking := _THINKING.match(content)):
         reasoning, content = thinking["reasoning"].strip(), content[thinking.end() :]
     usage = tree.get("usage")
     return Reply(content, reasoning, finish_reason, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))

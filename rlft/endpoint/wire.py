@@ -36,16 +36,17 @@ class Wire:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def post(self, body: bytes, headers: dict[str, str]) -> Response:
-        """Raises TimeoutError when it took too long, ConnectionError for everything else that kept the whole answer
-        from coming."""
-        connection, target, more = self._connection()
+    def post(self, body: bytes, headers: dict[str, str], timeout_s: float | None = None) -> Response:
+        """`timeout_s`: for this one, where it is less. Raises TimeoutError when it took too long, ConnectionError for
+        everything else that kept the whole answer from coming."""
+        limit_s = min(self._timeout_s, self._timeout_s if timeout_s is None else timeout_s)
+        connection, target, more = self._connection(limit_s)
         late, connected = threading.Event(), False
         try:
             connection.connect()
             connected = True
-            connection.sock.settimeout(self._timeout_s)
-            with self._watched(connection.sock, late):
+            connection.sock.settimeout(limit_s)
+            with self._watched(connection.sock, late, limit_s):
                 connection.request("POST", target, body=body, headers=headers | more)
                 response = connection.getresponse()
                 data = response.read(MAX_BYTES + 1)
@@ -57,7 +58,7 @@ class Wire:
         except (OSError, http.client.HTTPException) as error:
             if late.is_set() or isinstance(error, TimeoutError):
                 where = "no whole reply" if connected else f"no connection to {self.url}"
-                limit = self._timeout_s if connected else connection.timeout
+                limit = limit_s if connected else connection.timeout
                 raise TimeoutError(f"{where} within {limit:g} s") from None
             raise ConnectionError(str(error) or type(error).__name__) from None
         finally:
@@ -71,14 +72,14 @@ class Wire:
                 _cut(sock)
 
     @contextlib.contextmanager
-    def _watched(self, sock: socket.socket, late: threading.Event):
+    def _watched(self, sock: socket.socket, late: threading.Event, limit_s: float):
         """Cut the connection when time is up: a socket's own timeout begins anew with each byte."""
 
         def time_is_up() -> None:
             late.set()
             _cut(sock)
 
-        timer = threading.Timer(self._timeout_s, time_is_up)
+        timer = threading.Timer(limit_s, time_is_up)
         timer.daemon = True
         with self._lock:
             if self._stopped:
@@ -92,11 +93,11 @@ class Wire:
             with self._lock:
                 self._open.discard(sock)
 
-    def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    def _connection(self, limit_s: float) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         """Unconnected, with what to ask it for and headers; through the proxy that the environment names."""
         parts = urlsplit(self.url)
         host, secure = parts.hostname or "", parts.scheme == "https"
-        connect_s = min(self._timeout_s, CONNECT_S)
+        connect_s = min(limit_s, CONNECT_S)
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         proxy = getproxies().get(parts.scheme)
         if proxy is None or host in LOOPBACK or proxy_bypass(parts.netloc):

@@ -204,6 +204,32 @@ def test_stop_ends_requests_and_waits_at_once():
                 ask(endpoint)
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [
+        (Fault(hang_s=30), "timeout", r"no whole reply within 0\.[23]\d* s; no time is left to try again"),
+        (Fault(429, b"slow down", {"Retry-After": "5"}), "429", "status 429: slow down; no time is left to try again"),
+    ],
+)
+def test_a_deadline_ends_tries_and_waits(fault, kind, said):
+    with chat_server(in_turn(fault)) as server:
+        usage, begin = Usage(), time.monotonic()
+        with pytest.raises(RequestFailed, match=said) as failed:
+            Endpoint(config(server)).ask(HELLO, usage, seed=7, deadline=begin + 0.3)
+        assert time.monotonic() - begin < 3 and failed.value.kind == kind and usage.requests == 1
+        with pytest.raises(RequestFailed, match="no time is left for it"):
+            Endpoint(config(server)).ask(HELLO, usage, seed=7, deadline=begin)
+        assert len(server.requests) == 1
+
+
+def test_a_response_format_may_be_taken_out():
+    wanted = {"type": "json_object"}
+    with chat_server(in_turn("{}")) as server:
+        for more in ({}, {"extra_body": {"response_format": None}}):
+            Endpoint(config(server, **more)).ask(HELLO, Usage(), seed=7, response_format=wanted)
+    assert [request.get("response_format") for request in server.requests] == [wanted, None]
+
+
 def test_seeds_follow_from_run_row_and_request():
     with chat_server(in_turn("Hi.")) as server:
         endpoint = Endpoint(config(server))
@@ -226,6 +252,7 @@ def test_seeds_follow_from_run_row_and_request():
         ({"content": "<think>\n2+2\n</think>\n\n4"}, "4", "2+2"),
         ({"content": "2+2\n</think>\n4"}, "4", "2+2"),  # the template has opened it
         ({"content": [{"type": "text", "text": "4"}]}, "4", ""),
+        ({"content": '{"a": "he wrote </think> 4"}'}, '{"a": "he wrote </think> 4"}', ""),
         ({"content": None, "reasoning_content": "hm"}, "", "hm"),
         ({"content": None, "refusal": "no"}, "", ""),
     ],

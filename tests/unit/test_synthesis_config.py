@@ -72,6 +72,7 @@ def test_the_example_constitution(use):
         ("revise", {"endpoint__base_url": "http://x/v1/chat/completions"}, "only what comes before /chat/completions"),
         ("revise", {"endpoint__base_url": "http://me:secret@x/v1"}, "name it with api_key_env"),
         ("revise", {"endpoint__base_url": "http://x:99999/v1"}, "port is no number"),
+        ("revise", {"endpoint__api_key_env": "sk-abc"}, "api_key_env: is not the name of an environment variable"),
         ("revise", {"endpoint__api_key_env": "NO_SUCH_KEY"}, "the environment variable NO_SUCH_KEY is not set"),
         (
             "revise",
