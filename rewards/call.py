@@ -14,10 +14,11 @@ import numbers
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
+from rewards.deadline import set_deadline
 from rewards.load import BoundReward
 from rlft.errors import RunError, UserError
 from rlft.samples import Group, RewardResult, RewardStatus, Sample
@@ -43,10 +44,13 @@ class Caller:
     def __reduce__(self) -> tuple[Any, ...]:
         return Caller, (self._section, self._max_abandoned)  # threads stay where they are
 
-    def results(self, reward: BoundReward, group: Group) -> list[RewardResult]:
-        """What `reward` says of each sample of `group`. Raises UserError when the function itself is wrong (its
-        parameters, the number or type of its values), RunError when too many abandoned calls still run."""
-        arguments = reward.arguments(_provided(group))
+    def results(
+        self, reward: BoundReward, group: Group, earlier: Mapping[str, Sequence[float | None]] | None = None
+    ) -> list[RewardResult]:
+        """What `reward` says of each sample of `group`; `earlier`: by name, what functions before it have said. Raises
+        UserError when the function itself is wrong (its parameters, the number or type of its values), RunError when
+        too many abandoned calls still run."""
+        arguments = reward.arguments(_provided(group) | {"earlier_rewards": dict(earlier or {})})
         num_samples = len(group.samples)
         begin = time.perf_counter()
         outcome = self.run(reward.name, reward.function, arguments, reward.timeout_s)
@@ -66,7 +70,7 @@ class Caller:
     ) -> tuple[Any] | BaseException | None:
         """(what the call returned,), what it raised, or None when it ran out of time. Raises RunError when too many
         abandoned calls still run. May be used by several threads at once."""
-        call = _Call(function, arguments)
+        call = _Call(function, arguments, timeout_s)
         thread = threading.Thread(target=call.run, name=f"{self._section} {name}", daemon=True)
         thread.start()
         if call.done.wait(timeout_s):
@@ -88,15 +92,17 @@ class Caller:
 class _Call:
     """One call in its thread. `outcome` is there when `done` is set."""
 
-    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float) -> None:
         self.done = threading.Event()
         self.outcome: tuple[Any] | BaseException | None = None
         self._function = function
         self._arguments = arguments
+        self._deadline = time.monotonic() + timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
     def run(self) -> None:
+        set_deadline(self._deadline)
         try:
             value = self._function(**self._arguments)
             if inspect.isawaitable(value):
@@ -126,6 +132,7 @@ def _provided(group: Group) -> dict[str, Any]:
     provided["prompts"] = [[dict(turn) for turn in prompt.messages or ()] if chat else prompt.text for _ in texts]
     provided["completions"] = [_talk(sample) for sample in group.samples] if chat else texts
     provided["completion_ids"] = [sample.token_ids[sample.loss_mask].tolist() for sample in group.samples]
+    provided["prompt_texts"] = [prompt.text for _ in texts]
     provided["finish_reasons"] = [sample.finish_reason for sample in group.samples]
     return provided
 
@@ -179,7 +186,8 @@ def _checked(name: str, result: RewardResult, seconds: float) -> RewardResult:
     if number is not None and not math.isfinite(number):
         return RewardResult(None, "none", f"returned {number}; {result.detail}"[:MAX_DETAIL], result.seconds or seconds)
     needs, has = result.status in _WITH_VALUE, number is not None
-    if (needs and not has) or (has and result.status in _WITHOUT_VALUE) or result.status not in get_args(RewardStatus):
+    known = result.status in get_args(RewardStatus) and result.status != "gated"
+    if (needs and not has) or (has and result.status in _WITHOUT_VALUE) or not known:
         raise UserError(
             f"reward {name!r} returned a RewardResult with status {result.status!r} and value {result.value}. Expected "
             f"a number with {' or '.join(_WITH_VALUE)}, None with {' or '.join(_WITHOUT_VALUE)}, either with timeout "

@@ -16,6 +16,8 @@ from rlft.config.roles import RewardFunction, RewardsConfig
 from rlft.errors import RunError, UserError
 from rlft.samples import ENVIRONMENT, Group, RewardResult, Sample
 
+GATE_ROUNDING = 1e-9  # of values that are sums: 0.1 + 0.2 reaches 0.3
+
 
 class RewardSet:
     """The reward functions of a run."""
@@ -42,6 +44,7 @@ class RewardSet:
             bound = resolve(spec)
             chosen = isinstance(spec, RewardFunction) and spec.name
             self.rewards.append(bound if chosen else replace(bound, name=self._free_name(bound.name, given)))
+        _check_shape(self.rewards)
         self._environment_weight = environment_weight
         self.is_empty = not self.rewards and environment_weight is None
         if self.is_empty and not may_be_empty:
@@ -73,10 +76,9 @@ class RewardSet:
         """
         if not group.samples:
             return group
-        results = {reward.name: self._caller.results(reward, group) for reward in self.rewards}
+        results = self._results(group)
         samples = []
-        for i, sample in enumerate(group.samples):
-            parts = {name: values[i] for name, values in results.items()}
+        for sample, parts in zip(group.samples, results, strict=True):
             if self._environment_weight is not None and ENVIRONMENT in sample.reward_parts:
                 parts = {ENVIRONMENT: sample.reward_parts[ENVIRONMENT], **parts}
             if not parts and not self.is_empty:
@@ -84,6 +86,23 @@ class RewardSet:
             parts = {name: replace(part, weight=self._weights[name]) for name, part in parts.items()}
             samples.append(replace(sample, reward=_total(parts), reward_parts=parts))
         return group.with_samples(samples)
+
+    def _results(self, group: Group) -> list[dict[str, RewardResult]]:
+        """For each sample, what the functions say, one after the other: what a gate has closed out is not asked."""
+        parts: list[dict[str, RewardResult]] = [{} for _ in group.samples]
+        inside = list(range(len(parts)))  # samples for which every gate so far is open
+        closed_by = ""
+        for reward in self.rewards:
+            asked = group.with_samples([group.samples[i] for i in inside])
+            earlier = {name: [parts[i][name].value for i in inside] for name in parts[0]}
+            said = iter(self._caller.results(reward, asked, earlier) if inside else ())
+            for i, own in enumerate(parts):
+                gated = RewardResult(None, "gated", f"not asked: {closed_by} is a gate, and it is closed", used=0.0)
+                own[reward.name] = _bounded(next(said), reward) if i in inside else gated
+            if reward.gate is not None:
+                closed_by = reward.name
+                inside = [i for i in inside if _reaches(parts[i][reward.name].value, reward.gate)]
+        return parts
 
     def _free_name(self, name: str, reserved: Sequence[str]) -> str:
         taken = {*self.names, *reserved}
@@ -97,10 +116,39 @@ def _total(parts: Mapping[str, RewardResult]) -> float | None:
     """The weighted sum; None when a part has no value."""
     total = 0.0
     for part in parts.values():
-        if part.value is None:
+        if part.counted is None:
             return None
-        total += part.weight * part.value
+        total += part.weight * part.counted
     return total
+
+
+def _bounded(result: RewardResult, reward: BoundReward) -> RewardResult:
+    """Within floor and cap, where there are any and it has a value."""
+    if result.value is None or (reward.floor is None and reward.cap is None):
+        return result
+    above = result.value if reward.floor is None else max(result.value, reward.floor)
+    return replace(result, used=above if reward.cap is None else min(above, reward.cap))
+
+
+def _reaches(value: float | None, gate: float) -> bool:
+    return value is not None and value >= gate - GATE_ROUNDING
+
+
+def _check_shape(rewards: Sequence[BoundReward]) -> None:
+    """Raise UserError for floors, caps and gates that mean nothing, and for functions that need another before them."""
+    for place, reward in enumerate(rewards):
+        if reward.floor is not None and reward.cap is not None and reward.floor >= reward.cap:
+            raise UserError(
+                f"rewards: {reward.name!r} has floor {reward.floor:g} and cap {reward.cap:g}, so it would always count "
+                "the same. Expected a floor below the cap."
+            )
+        if reward.gate is not None and place == len(rewards) - 1:
+            raise UserError(
+                f"rewards: {reward.name!r} has gate {reward.gate:g} and stands last, so the gate closes nothing out. "
+                "Move it in front of the functions that it is a gate for, or leave the gate out."
+            )
+        if hasattr(reward.function, "check_order"):
+            reward.function.check_order([before.name for before in rewards[:place]], **reward.args)
 
 
 def check_failures(groups: Sequence[Group], max_failed_fraction: float) -> None:
@@ -121,7 +169,7 @@ def _failures(failed: Sequence[tuple[str, Sample]]) -> str:
         (name, result, place)
         for place, sample in failed
         for name, result in sample.reward_parts.items()
-        if result.value is None
+        if result.counted is None
     ]
     if not bad:
         return "No reward function was called for them. "

@@ -18,8 +18,10 @@ from rlft.config.roles import RewardFunction
 from rlft.errors import UserError
 from rlft.lookup import Kind, find
 
-PROVIDED = ("prompts", "completions", "completion_ids", "finish_reasons")
-"""What every reward function may ask for besides the columns of the data."""
+PROVIDED = ("prompts", "prompt_texts", "completions", "completion_ids", "finish_reasons", "earlier_rewards")
+"""What every reward function may ask for besides the columns of the data. `prompt_texts`: as the model sees them,
+template included. `earlier_rewards`: by name, what the functions before it in the list have said; not one entry per
+completion but one list per function."""
 
 
 REWARD = Kind("rewards", "reward", "function", {name: reward.function for name, reward in BUILTIN.items()})
@@ -39,6 +41,9 @@ class BoundReward:
     file: str | None  # where the function is written, to find its lines in tracebacks
     spec: RewardFunction | None  # how to load it again elsewhere; None for a callable
     folder: str  # that relative file names in `spec` start from
+    floor: float | None = None
+    cap: float | None = None
+    gate: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.spec is None:
@@ -124,6 +129,9 @@ def _bind(
         file=code.co_filename if code else None,
         spec=spec,
         folder=folder,
+        floor=values.floor,
+        cap=values.cap,
+        gate=values.gate,
     )
 
 

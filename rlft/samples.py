@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-RewardStatus = Literal["ok", "wrong", "unparsed", "timeout", "refused", "error", "none"]
+RewardStatus = Literal["ok", "wrong", "unparsed", "timeout", "refused", "error", "none", "gated"]
 """What became of a judgement. `ok`, and with a value too: `wrong` (a right or wrong question, answered wrongly),
 `unparsed` (no answer could be read in the completion). `timeout` and `refused` have a value when it is the completion's
-doing (a program that does not end) and none when the judge could not do its work. `error` and `none` have no value."""
+doing (a program that does not end) and none when the judge could not do its work. `error` and `none` have no value.
+`gated`: not asked, as a gate before it was closed; counts 0."""
 FinishReason = Literal["stop", "length"]
 ENVIRONMENT = "environment"  # name of the part of a reward that the environment gives
 
@@ -35,13 +36,21 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """What one reward function said of one sample. A sample with a value of None in a part is not learned from."""
+    """What one reward function said of one sample. A sample of which a part has nothing to count is not learned
+    from."""
 
     value: float | None
     status: RewardStatus
     detail: str = ""  # for people: the error, or why
     seconds: float = 0.0
     weight: float = 1.0  # in the sample's reward
+    used: float | None = None  # counts instead of `value`: within the function's floor and cap, 0 behind a closed gate
+    counts: Mapping[str, float] = field(default_factory=dict)  # what it took, summed up in metrics: requests, tokens
+
+    @property
+    def counted(self) -> float | None:
+        """What is weighed and added up; None when the function could not say."""
+        return self.value if self.used is None else self.used
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,13 @@ class RewardFunction(Section):
     """Factor in the sum of rewards."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that one call (the completions of one prompt) may take."""
+    floor: float | None = None
+    """What is less counts as so much. Metrics and rollouts keep the function's own value."""
+    cap: float | None = None
+    """What is more counts as so much."""
+    gate: float | None = None
+    """The functions behind it in the list are asked only about completions to which this one gives at least so much;
+    for others they count 0."""
     args: dict[str, Any] = {}
     """Extra keyword arguments for the function."""
 

@@ -179,7 +179,7 @@ def _parts(groups: Sequence[Group], rewards: Rows, settings: AlgorithmConfig) ->
     values = np.full((len(groups), max((len(row) for row in rewards), default=0), len(weights | whole)), np.nan)
     for p, (group, row) in enumerate(zip(groups, rewards, strict=True)):
         for i, (sample, r) in enumerate(zip(group.samples, row, strict=True)):
-            parts = {name: part.value for name, part in sample.reward_parts.items()} | {"": sample.reward}
+            parts = {name: part.counted for name, part in sample.reward_parts.items()} | {"": sample.reward}
             if r is not None:
                 values[p, i] = [np.nan if parts.get(name) is None else parts[name] for name in weights | whole]
     each = normalized_sum(values, np.array(list((weights | whole).values())))
@@ -331,9 +331,13 @@ def rollout_metrics(rollout: Rollout, version: int) -> Metrics:
         values = [p.value for p in parts if p.value is not None]
         if values:
             metrics[f"reward/{name}/mean"] = float(np.mean(values))
-        metrics[f"reward/{name}/failed"] = float(len(parts) - len(values))
+        if any(p.used is not None for p in parts):
+            metrics[f"reward/{name}/counted"] = float(np.mean([p.counted for p in parts if p.counted is not None]))
+        metrics[f"reward/{name}/failed"] = float(sum(p.counted is None for p in parts))
         for status, count in Counter(p.status for p in parts if p.status != "ok").items():
             metrics[f"reward/{name}/{status}"] = float(count)
+        for kind in sorted({kind for p in parts for kind in p.counts}):
+            metrics[f"reward/{name}/{kind}"] = float(sum(p.counts.get(kind, 0.0) for p in parts))
     return metrics
 
 

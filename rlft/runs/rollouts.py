@@ -54,7 +54,7 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
         "turns": text,
     }
     for name in sorted({name for group in groups for sample in group.samples for name in sample.reward_parts}):
-        types |= {f"reward/{name}": real, f"status/{name}": text, f"detail/{name}": text}
+        types |= {f"reward/{name}": real, f"counted/{name}": real, f"status/{name}": text, f"detail/{name}": text}
     rows = [_row(step, group, j, sample) for group in groups for j, sample in enumerate(group.samples)]
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
     path = rollouts_path(folder, step)
@@ -123,6 +123,7 @@ def _row(step: int, group: Group, index: int, sample: Sample) -> dict[str, Any]:
     for name, part in sample.reward_parts.items():
         row |= {
             f"reward/{name}": part.value,
+            f"counted/{name}": part.counted,
             f"status/{name}": part.status,
             f"detail/{name}": _text(part.detail) or None,
         }

@@ -123,4 +123,4 @@ def _made(row: SourceRow, reply: Reply, reward: float | None, config: DistillCon
 
 
 def _why(sample: Sample) -> str:
-    return "; ".join(f"{name}: {part.detail}" for name, part in sample.reward_parts.items() if part.value is None)
+    return "; ".join(f"{name}: {part.detail}" for name, part in sample.reward_parts.items() if part.counted is None)

@@ -32,6 +32,8 @@ def test_everything_is_passed_by_keyword() -> None:
     scored = rewards_of(reward).score_group(group(answer="x", line=7))
     assert seen == {
         "prompts": ["p", "p"],
+        "prompt_texts": ["p", "p"],
+        "earlier_rewards": {},
         "completions": ["c0", "c1"],
         "completion_ids": [[10, 2], [11, 2]],
         "finish_reasons": ["stop", "length"],
@@ -125,7 +127,7 @@ def test_results_in_full() -> None:
 
 @pytest.mark.parametrize(
     ("value", "status"),
-    [(None, "ok"), (None, "wrong"), (None, "unparsed"), (0.0, "error"), (1.0, "none"), (1.0, "right")],
+    [(None, "ok"), (None, "wrong"), (None, "unparsed"), (0.0, "error"), (1.0, "none"), (1.0, "right"), (None, "gated")],
 )
 def test_results_that_contradict_themselves(value: float | None, status: Any) -> None:
     with pytest.raises(UserError, match=f"status '{status}' and value {value}"):

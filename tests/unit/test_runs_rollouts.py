@@ -62,9 +62,11 @@ def test_round_trip(tmp_path: Path):
         "messages": None,
         "turns": None,
         "reward/format": None,
+        "counted/format": None,
         "status/format": None,
         "detail/format": None,
         "reward/math": 0.5,
+        "counted/math": 0.5,
         "status/math": "ok",
         "detail/math": None,
     }
