@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.exact import exact_match
-from rewards.format import boxed_format, finished, format_regex, has_answer
+from rewards.format import boxed_format, finished, format_regex, has_answer, json_schema, tags
 from rewards.math import math_reward
 from rewards.procedural import reasoning_gym_reward
 from rewards.process_reward_model import process_reward_model
 from rewards.reward_model import reward_model
-from rewards.shape import overlong, repetition
+from rewards.shape import group_length, language, length, overlong, repetition
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ BUILTIN: dict[str, Builtin] = {
     "boxed_format": Builtin(boxed_format, "the completion has something in \\boxed{}"),
     "format_regex": Builtin(format_regex, "the regular expression args.pattern is found in the completion"),
     "finished": Builtin(finished, "the model ended the completion itself"),
+    "tags": Builtin(tags, "the completion is <think>...</think><answer>...</answer>, or args.tags, and nothing else"),
+    "json_schema": Builtin(json_schema, "the completion is JSON that args.schema accepts"),
+    "length": Builtin(length, "1 for a length of args.target give or take args.tolerance, falling to 0"),
+    "group_length": Builtin(group_length, "short answers of a group before long ones, if they are right (Kimi k1.5)"),
+    "language": Builtin(language, "the share of letters that are of args.scripts, like [latin]"),
     "overlong": Builtin(overlong, "0, falling to -1 over the last args.buffer tokens before args.max_length"),
     "reward_model": Builtin(reward_model, "the score of the reward model at args.path"),
     "process_reward_model": Builtin(
