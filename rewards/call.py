@@ -25,6 +25,7 @@ from rlft.samples import Group, RewardResult, RewardStatus, Sample
 
 MAX_ABANDONED = 8  # calls that ran out of time and still run; more would eat the machine's cores and memory
 MAX_DETAIL = 300  # characters of an error that are kept with each sample
+_ENTRIES = numbers.Real | RewardResult | Exception
 _WITH_VALUE, _WITHOUT_VALUE = ("ok", "wrong", "unparsed"), ("error", "none")
 
 
@@ -63,7 +64,7 @@ class Caller:
         if isinstance(outcome, BaseException):
             return [RewardResult(None, "error", error_detail(outcome, reward.file), seconds)] * num_samples
         values = _values(reward.name, outcome[0], num_samples)
-        return [_result(reward.name, value, seconds) for value in values]
+        return [_result(reward, value, seconds) for value in values]
 
     def run(
         self, name: str, function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float
@@ -156,7 +157,7 @@ def _values(name: str, returned: Any, num_samples: int) -> Sequence[Any]:
             "None) for each, in the same order."
         )
     for place, value in enumerate(values):
-        if value is not None and not isinstance(value, numbers.Real | RewardResult) and not _is_scalar(value):
+        if value is not None and not isinstance(value, _ENTRIES) and not _is_scalar(value):
             raise UserError(
                 f"reward {name!r} returned {str(value)[:80]!r} (a {type(value).__name__}) as value {place}. Expected a "
                 "number, a RewardResult or None."
@@ -168,9 +169,11 @@ def _is_scalar(value: Any) -> bool:
     return hasattr(value, "item") and getattr(value, "ndim", None) == 0 and not isinstance(value.item(), str)
 
 
-def _result(name: str, value: Any, seconds: float) -> RewardResult:
+def _result(reward: BoundReward, value: Any, seconds: float) -> RewardResult:
     if isinstance(value, RewardResult):
-        return _checked(name, value, seconds)
+        return _checked(reward.name, value, seconds)
+    if isinstance(value, Exception):  # of one completion, from a function that is called for each
+        return RewardResult(None, "error", error_detail(value, reward.file), seconds)
     if value is None:
         return RewardResult(None, "none", "returned None", seconds)
     number = float(value.item() if hasattr(value, "item") else value)

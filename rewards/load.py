@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rewards.builtin import BUILTIN
+from rewards.foreign import Foreign, adapted
+from rewards.remote import RemoteReward, is_url
 from rlft.config.roles import RewardFunction
 from rlft.errors import UserError
 from rlft.lookup import Kind, find
@@ -61,6 +64,9 @@ class BoundReward:
 
     def check_columns(self, names: Iterable[str]) -> None:
         """Raise UserError when a required parameter is neither in `names` nor in `args` nor always provided."""
+        names = list(names)
+        if hasattr(self.function, "check_columns"):
+            self.function.check_columns(names, **self.args)  # type: ignore[attr-defined]
         known = {*names, *self.args, *PROVIDED}
         missing = [name for name in self.required if name not in known]
         if missing:
@@ -74,7 +80,8 @@ class BoundReward:
 
 
 def resolve(spec: RewardFunction | Callable[..., Any]) -> BoundReward:
-    """The function that `spec` means: a built-in name, `file.py:function`, `package.module:function`, or a callable.
+    """The function that `spec` means: a built-in name, `file.py:function`, `package.module:function`,
+    the address of a reward server, or a callable. Functions of other projects: see rewards/foreign.py.
 
     Raises UserError when it is not there, cannot be imported, cannot be called, or does not take what `args` gives it,
     and whatever its own `check_args` raises, an attribute that is called with `args`.
@@ -88,11 +95,29 @@ def _resolve(spec: RewardFunction | Callable[..., Any], folder: str) -> BoundRew
             raise UserError(f"rewards: {spec!r} is a {type(spec).__name__}. Expected a function.")
         named = RewardFunction.model_validate({"function": getattr(spec, "__name__", type(spec).__name__)})
         return _bind(spec, named, named.function, None, folder)
+    if is_url(spec.function):
+        short = urlsplit(spec.function).path.rstrip("/").rpartition("/")[2] or "remote"
+        return _bind(RemoteReward(spec.function), spec, spec.name or short, spec, folder)
     function = find(spec.function, folder, REWARD)
     if not callable(function):
         raise UserError(f"rewards: {spec.function} is a {type(function).__name__}, not a function.")
     short = spec.function.rpartition(":")[2]
+    if inspect.isclass(function):
+        function = _instance(function, spec.function)
     return _bind(function, spec, spec.name or short, spec, folder)
+
+
+def _instance(made_of: type, text: str) -> Callable[..., Any]:
+    try:
+        made = made_of()
+    except Exception as error:  # the user's code
+        raise UserError(
+            f"rewards: {text} is a class, and making one without arguments failed: {type(error).__name__}: {error}. "
+            "Give it defaults, or name an instance in the file."
+        ) from error
+    if not callable(made):
+        raise UserError(f"rewards: {text} is a class without __call__. Expected a function, or a class that has one.")
+    return made
 
 
 def _rebuild(function: Callable[..., Any] | None, spec: RewardFunction | None, name: str, folder: str) -> BoundReward:
@@ -102,6 +127,7 @@ def _rebuild(function: Callable[..., Any] | None, spec: RewardFunction | None, n
 def _bind(
     function: Callable[..., Any], values: RewardFunction, name: str, spec: RewardFunction | None, folder: str
 ) -> BoundReward:
+    function = adapted(function, name, values.args)
     accepts, required = _parameters(function, name)
     clash = [key for key in values.args if key in PROVIDED]
     if clash:
@@ -117,7 +143,7 @@ def _bind(
         )
     if hasattr(function, "check_args"):
         function.check_args(**values.args)
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = _code(function)
     return BoundReward(
         name=name,
         function=function,
@@ -135,8 +161,16 @@ def _bind(
     )
 
 
+def _code(function: Callable[..., Any]) -> Any:
+    """Of a function, of a class's __call__, or of what an adapter calls; None where nothing is written in Python."""
+    own = inspect.unwrap(function.function if isinstance(function, Foreign) else function)
+    return getattr(own, "__code__", None) or getattr(vars(type(own)).get("__call__"), "__code__", None)
+
+
 def _parameters(function: Callable[..., Any], name: str) -> tuple[frozenset[str] | None, tuple[str, ...]]:
     """The names that may be passed (None: any) and those that must be."""
+    if isinstance(function, Foreign):
+        return None, function.required
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError):  # written in C without a signature

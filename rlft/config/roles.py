@@ -38,7 +38,7 @@ class RewardFunction(Section):
     """One reward function."""
 
     function: str
-    """A built-in name, or `file.py:function`, or `package.module:function`."""
+    """A built-in name, or `file.py:function`, or `package.module:function`, or the address of a reward server."""
     name: str | None = None
     """Name in metrics; the function's own name when empty."""
     weight: float = 1.0
