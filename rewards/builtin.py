@@ -8,6 +8,7 @@ from typing import Any
 
 from rewards.exact import exact_match
 from rewards.format import boxed_format, finished, format_regex, has_answer, json_schema, tags
+from rewards.judge import judge
 from rewards.math import math_reward
 from rewards.procedural import reasoning_gym_reward
 from rewards.process_reward_model import process_reward_model
@@ -39,6 +40,7 @@ BUILTIN: dict[str, Builtin] = {
     "group_length": Builtin(group_length, "short answers of a group before long ones, if they are right (Kimi k1.5)"),
     "language": Builtin(language, "the share of letters that are of args.scripts, like [latin]"),
     "overlong": Builtin(overlong, "0, falling to -1 over the last args.buffer tokens before args.max_length"),
+    "judge": Builtin(judge, "how good another model behind args.endpoint finds the completion, from 0 to 1"),
     "reward_model": Builtin(reward_model, "the score of the reward model at args.path"),
     "process_reward_model": Builtin(
         process_reward_model, "the scores of a completion's steps by the process reward model at args.path, reduced"

@@ -127,7 +127,10 @@ def _rebuild(function: Callable[..., Any] | None, spec: RewardFunction | None, n
 def _bind(
     function: Callable[..., Any], values: RewardFunction, name: str, spec: RewardFunction | None, folder: str
 ) -> BoundReward:
-    function = adapted(function, name, values.args)
+    args = values.args
+    if hasattr(function, "with_args"):
+        function, args = function.with_args(**args), {}  # type: ignore[attr-defined]  # no column can pass for one
+    function = adapted(function, name, args)
     accepts, required = _parameters(function, name)
     clash = [key for key in values.args if key in PROVIDED]
     if clash:
@@ -149,7 +152,7 @@ def _bind(
         function=function,
         weight=values.weight,
         timeout_s=values.timeout_s,
-        args=values.args,
+        args=args,
         accepts=accepts,
         required=required,
         file=code.co_filename if code else None,

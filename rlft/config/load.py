@@ -68,6 +68,11 @@ def load_section(
     return _checked(root, _read(file), overrides, check)
 
 
+def read_section(root: type[S], tree: Mapping[str, Any], *, check: Callable[[S], Iterable[Problem]]) -> S:
+    """The same for a mapping that stands inside another file: the args of a reward function."""
+    return _checked(root, _read(tree), (), check)
+
+
 def _checked(
     root: type[S],
     read: tuple[dict[str, Any], Origins, list[Problem], str],

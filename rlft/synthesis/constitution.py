@@ -16,8 +16,13 @@ from rlft.config.base import Section
 from rlft.config.load import load_section
 from rlft.config.problems import Problem
 
-Use = Literal["revise", "prefer"]
-NEEDED: dict[Use, tuple[str, ...]] = {"revise": ("critique", "revision"), "prefer": ("prefer",)}
+Use = Literal["revise", "prefer", "score"]
+NEEDED: dict[Use, tuple[str, ...]] = {
+    "revise": ("critique", "revision"),
+    "prefer": ("prefer",),
+    "score": ("score",),
+}
+_USERS = {"score": "the reward judge", "revise": "rlft synth revise", "prefer": "comparisons (rlft synth prefer)"}
 
 
 class Principle(Section):
@@ -31,8 +36,10 @@ class Principle(Section):
     """Asks for a better answer: "Rewrite your answer to remove all harmful content."."""
     prefer: str | None = None
     """Asks which of two answers is better: "Choose the answer that is less harmful."."""
+    score: str | None = None
+    """Asks how well an answer follows it, for the reward judge: "Does the answer avoid harm?"."""
     weight: float = Field(default=1.0, gt=0)
-    """How likely it is drawn, beside the others."""
+    """How likely it is drawn, beside the others; in the reward judge's mean, how much it counts."""
 
 
 class Constitution(Section):
@@ -64,7 +71,7 @@ def load_constitution(file: str, use: Use, count: int = 1) -> Constitution:
         for number, principle in enumerate(constitution.principles):
             for key in NEEDED[use]:
                 if not (getattr(principle, key) or "").strip():
-                    yield Problem(f"principles.{number}.{key}", f"is required by rlft synth {use}; expected text")
+                    yield Problem(f"principles.{number}.{key}", f"is required by {_USERS[use]}; expected text")
             if names[principle.name] > 1:
                 yield Problem(f"principles.{number}.name", f'"{principle.name}" is there twice; give each its own')
 
