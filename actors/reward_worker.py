@@ -18,10 +18,12 @@ from rlft.config import Config
 from rlft.errors import RunError
 from rlft.samples import Group
 
+GROUPS_AT_ONCE = 32  # in threads that mostly wait for a judge; more groups wait in the actor's queue
 
-@ray.remote
+
+@ray.remote(max_concurrency=GROUPS_AT_ONCE)  # pyright: ignore[reportCallIssue]
 class RewardWorker:
-    """Scores one group at a time."""
+    """Scores groups; side by side only as far as their functions wait for others (see RewardSet.score_group)."""
 
     def __init__(self, config: Config, seat: Seat, rewards: RewardSet) -> None:
         self._rewards = rewards  # made in the driver, so that relative file names start from its folder

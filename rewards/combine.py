@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +72,9 @@ class RewardSet:
         """`group` with `reward` and `reward_parts` on every sample. The environment's part, which is there already,
         stays and counts.
 
+        May be called by several threads at once: functions that wait for others (a judge) are then asked side by side,
+        all others one group after the other.
+
         A function that fails leaves a status there and no reward. Raises UserError when a function is wrong in itself
         (wrong number of values, say), RunError when too many calls hang.
         """
@@ -95,7 +99,8 @@ class RewardSet:
         for reward in self.rewards:
             asked = group.with_samples([group.samples[i] for i in inside])
             earlier = {name: [parts[i][name].value for i in inside] for name in parts[0]}
-            said = iter(self._caller.results(reward, asked, earlier) if inside else ())
+            with nullcontext() if reward.waits else self._caller.alone:
+                said = iter(self._caller.results(reward, asked, earlier) if inside else ())
             for i, own in enumerate(parts):
                 gated = RewardResult(None, "gated", f"not asked: {closed_by} is a gate, and it is closed", used=0.0)
                 own[reward.name] = _bounded(next(said), reward) if i in inside else gated

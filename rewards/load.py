@@ -47,6 +47,7 @@ class BoundReward:
     floor: float | None = None
     cap: float | None = None
     gate: float | None = None
+    waits: bool = False  # for others, as its attribute `waits` says: calls for several groups may be under way at once
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.spec is None:
@@ -161,6 +162,7 @@ def _bind(
         floor=values.floor,
         cap=values.cap,
         gate=values.gate,
+        waits=bool(getattr(function, "waits", False)),
     )
 
 

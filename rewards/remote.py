@@ -36,6 +36,8 @@ def is_url(text: str) -> bool:
 class RemoteReward:
     """What asks one server about a group."""
 
+    waits = True  # groups may be asked about side by side
+
     def __init__(self, url: str) -> None:
         """Raises UserError for an address that is none, or that has a password in it."""
         try:

@@ -22,7 +22,9 @@ from rlft.samples import RewardResult
 
 
 class Judge:
-    """One judge of a configuration; asks from 0 to 1 about each completion of a group at once."""
+    """One judge of a configuration; says from 0 to 1 how good each completion of a group is, all at once."""
+
+    waits = True  # for a server: groups may be judged side by side
 
     def __init__(self, **args: Any) -> None:
         """`args` as in rewards/judge/settings.py. Raises UserError for what cannot work."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import threading
 import time
@@ -24,8 +25,8 @@ from tests.unit.rewarding import group
 _TOKEN = re.compile(r"<answer ([0-9a-f]{12})>")
 
 
-def measure(groups: int, size: int, delay_s: float, concurrent: int, threads: int) -> dict[str, Any]:
-    """One run. Raises AssertionError when a completion got no reward."""
+def serve(delay_s: float, pipe: Any) -> None:
+    """The judge, in a process of its own; says its address, and at the end how many requests were under way at most."""
     under_way, most = 0, 0
     lock = threading.Lock()
 
@@ -42,21 +43,33 @@ def measure(groups: int, size: int, delay_s: float, concurrent: int, threads: in
         return json.dumps({"token": found[1], "reason": "", "score": 5})
 
     with chat_server(answer) as server:
-        endpoint = {"base_url": server.url, "model": "m", "max_concurrent": concurrent, "max_retries": 0}
-        spec = RewardFunction(function="judge", args={"endpoint": endpoint}, timeout_s=600)
-        rewards = RewardSet(RewardsConfig(functions=[spec]))
-        rewards.score_group(group(1))  # imports, and the first connection
-        begin = time.perf_counter()
-        with ThreadPoolExecutor(threads) as pool:
-            scored = list(pool.map(rewards.score_group, [group(size) for _ in range(groups)]))
-        seconds = time.perf_counter() - begin
+        pipe.send(server.url)
+        pipe.recv()
+        pipe.send(most)
+
+
+def measure(groups: int, size: int, delay_s: float, concurrent: int, threads: int) -> dict[str, Any]:
+    """One run. Raises AssertionError when a completion got no reward."""
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(delay_s, theirs), daemon=True)
+    server.start()
+    endpoint = {"base_url": ours.recv(), "model": "m", "max_concurrent": concurrent, "max_retries": 0}
+    spec = RewardFunction(function="judge", args={"endpoint": endpoint}, timeout_s=600)
+    rewards = RewardSet(RewardsConfig(functions=[spec]))
+    rewards.score_group(group(1))  # imports, and the first connection
+    begin, begin_cpu = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(threads) as pool:
+        scored = list(pool.map(rewards.score_group, [group(size) for _ in range(groups)]))
+    seconds, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
+    ours.send("end")
+    most = ours.recv()
+    server.join(10)
     assert all(sample.reward == 0.5 for one in scored for sample in one.samples)
-    calls = groups * size
-    allowed = min(concurrent, size * threads)
+    calls, allowed = groups * size, min(concurrent, size * threads)
     return {
         "bench": "rewards_judge", "calls": calls, "delay_s": delay_s, "limit": allowed, "seconds": round(seconds, 2),
         "per_s": round(calls / seconds, 1), "ideal_per_s": round(allowed / delay_s, 1), "most_in_flight": most,
-        "mean_in_flight": round(calls * delay_s / seconds, 1),
+        "mean_in_flight": round(calls * delay_s / seconds, 1), "cpu_ms_per_call": round(1000 * cpu_s / calls, 2),
     }  # fmt: skip
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +124,29 @@ def test_functions_know_until_when_they_may_take(tmp_path: Path) -> None:
         (sample,) = rewards_of(spec(f"{file}:left", timeout_s=7)).score_group(group(1)).samples
         assert sample.reward is not None and 5 < sample.reward <= 7
     assert deadline() is None, "it is the call's alone"
+
+
+def test_only_functions_that_wait_are_called_side_by_side() -> None:
+    under_way, most = {"own": 0, "asks": 0}, {"own": 0, "asks": 0}
+    lock = threading.Lock()
+
+    def look(name: str) -> list[float]:
+        with lock:
+            under_way[name] += 1
+            most[name] = max(most[name], under_way[name])
+        time.sleep(0.1)
+        with lock:
+            under_way[name] -= 1
+        return [1.0, 1.0]
+
+    def asks(completions: Any) -> list[float]:
+        return look("asks")
+
+    def own(completions: Any) -> list[float]:
+        return look("own")
+
+    asks.waits = True  # type: ignore[attr-defined]
+    rewards = rewards_of(asks, own)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(rewards.score_group, [group(2) for _ in range(4)]))
+    assert most["own"] == 1 and most["asks"] > 1
