@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +98,7 @@ class RewardSet:
         for reward in self.rewards:
             asked = group.with_samples([group.samples[i] for i in inside])
             earlier = {name: [parts[i][name].value for i in inside] for name in parts[0]}
-            with nullcontext() if reward.waits else self._caller.alone:
+            with reward.beside(len(inside)) if reward.beside and inside else self._caller.alone:
                 said = iter(self._caller.results(reward, asked, earlier) if inside else ())
             for i, own in enumerate(parts):
                 gated = RewardResult(None, "gated", f"not asked: {closed_by} is a gate, and it is closed", used=0.0)

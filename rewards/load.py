@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ class BoundReward:
     floor: float | None = None
     cap: float | None = None
     gate: float | None = None
-    waits: bool = False  # for others, as its attribute `waits` says: calls for several groups may be under way at once
+    beside: Callable[[int], AbstractContextManager[None]] | None = None
+    """The function's attribute, where it has one: calls for several groups may be under way, each inside what it gives
+    for so many samples. Time that is spent there is not the call's."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.spec is None:
@@ -162,7 +165,7 @@ def _bind(
         floor=values.floor,
         cap=values.cap,
         gate=values.gate,
-        waits=bool(getattr(function, "waits", False)),
+        beside=getattr(function, "beside", None),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,8 +37,6 @@ def is_url(text: str) -> bool:
 class RemoteReward:
     """What asks one server about a group."""
 
-    waits = True  # groups may be asked about side by side
-
     def __init__(self, url: str) -> None:
         """Raises UserError for an address that is none, or that has a password in it."""
         try:
@@ -50,6 +49,13 @@ class RemoteReward:
         if parts.username or parts.password:
             raise UserError("rewards: the address of a reward server has a name or password in it; leave that out")
         self._wire = Wire(url, TIMEOUT_S)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteReward, (self._wire.url,)
+
+    def beside(self, num_samples: int) -> AbstractContextManager[None]:
+        """The server may be asked about several groups at once."""
+        return nullcontext()
 
     def __call__(self, label_key: str | None = None, **provided: Any) -> Any:
         """One result for each completion. `label_key`: the column that the server gets as labels; `label` or `labels`

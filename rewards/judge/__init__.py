@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rewards.deadline import deadline
+from rewards.judge.admission import Admission
 from rewards.judge.asking import Answer, Asking
 from rewards.judge.modes import Row, constitution_scores, rubric_scores, scores, win_shares
 from rewards.judge.questions import Question
@@ -24,15 +26,23 @@ from rlft.samples import RewardResult
 class Judge:
     """One judge of a configuration; says from 0 to 1 how good each completion of a group is, all at once."""
 
-    waits = True  # for a server: groups may be judged side by side
-
     def __init__(self, **args: Any) -> None:
         """`args` as in rewards/judge/settings.py. Raises UserError for what cannot work."""
         self._args = read_args(args)
         self._rubric = load_rubric(self._args.rubric) if self._args.rubric else None
         self._constitution = principles_of(self._args)
+        self._given = args
+        self._admission = Admission(self._args.endpoint.max_concurrent)
         self._asking: Asking | None = None  # made where it is used: the worker may be another process
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self._given,)  # connections and threads stay where they are
+
+    def beside(self, num_samples: int) -> AbstractContextManager[None]:
+        """Groups may be judged side by side, each inside this."""
+        by_pairs = 2 if self._args.reference_column is not None else 2 * self._args.rounds
+        return self._admission.of(num_samples * (by_pairs if self._args.mode == "pairwise" else 1))
 
     def check_columns(self, names: Iterable[str], **args: Any) -> None:
         """Raise UserError when the data lacks a column that args name."""
@@ -70,6 +80,10 @@ class Judge:
 
 def judge(**args: Any) -> Judge:
     """What `function: judge` with these args is; see Judge."""
+    return Judge(**args)
+
+
+def _again(args: dict[str, Any]) -> Judge:
     return Judge(**args)
 
 

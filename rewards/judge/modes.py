@@ -105,7 +105,8 @@ def rubric_scores(rows: Sequence[Row], rubrics: Sequence[Sequence[Criterion]], a
 def win_shares(args: JudgeArgs, rows: Sequence[Row], constitution: Constitution | None, ask: Ask) -> list[RewardResult]:
     """Mode pairwise: against the reference where there is one, else each against `rounds` answers behind it in the
     group, in a circle, so that all are compared equally often. 2 * answers * rounds questions at most. A pair counts
-    when both its orders got a verdict; an answer of which no pair counts has no value."""
+    when both its orders got a verdict; an answer of which no pair counts has no value,
+    unless it stands alone: that is a tie."""
     task = args.question or QUESTIONS["pairwise"]
     if constitution is not None:
         task = str(constitution.draw(1, row_seed(0, rows[0].talk, "principles"))[0].prefer)
@@ -163,7 +164,7 @@ def _share(shares: Sequence[float], failures: Sequence[Answer], counts: Mapping[
     if failures:
         worst = min(failures, key=lambda answer: _WORST.index(answer.status))
         return RewardResult(None, worst.status, worst.detail, counts=dict(counts))
-    return RewardResult(None, "none", "there is no other answer to compare it with")
+    return RewardResult(0.5, "ok", "there is no other answer to compare it with: neither won nor lost")
 
 
 def _result(answer: Answer, value: Callable[[dict[str, Any]], tuple[float, str]]) -> RewardResult:

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_pairwise_cancels_a_love_of_the_first_place_and_knows_ties() -> None:
         assert [r.value for r in judged(server, same, mode="pairwise")] == [0.5, 0.5]
         assert len(server.requests) == asked, "nobody is asked about the same text"
         (alone,) = judged(server, group(1), mode="pairwise")
-    assert (alone.value, alone.status) == (None, "none")
+    assert (alone.value, alone.status) == (0.5, "ok") and "neither won nor lost" in alone.detail
 
 
 def test_pairwise_with_a_reference() -> None:
@@ -357,6 +358,25 @@ def test_so_many_requests_are_under_way() -> None:
         for thread in threads:
             thread.join()
     assert server.most_at_once == 3 and len(server.requests) == 12
+
+
+def test_groups_side_by_side_do_not_use_up_each_others_time() -> None:
+    """Four groups of four take 0.8 s with two places; each has 0.6 s from when it is let in."""
+    with chat_server(lambda body: (time.sleep(0.1), by_number(body))[1]) as server:
+        args = args_for(server, endpoint={"max_concurrent": 2})
+        rewards = rewards_of(spec("judge", args=args, timeout_s=0.6))
+        rewards.score_group(group(1))  # imports
+        with ThreadPoolExecutor(4) as pool:
+            scored = list(pool.map(rewards.score_group, [group(4) for _ in range(4)]))
+    assert [[s.reward for s in one.samples] for one in scored] == [[0, 0.1, 0.2, 0.3]] * 4
+    assert server.most_at_once == 2
+
+
+def test_a_judge_from_a_driver_script_travels() -> None:
+    with chat_server(by_number) as server:
+        rewards = pickle.loads(pickle.dumps(rewards_of(judge(**args_for(server)))))
+        assert rewards.names == ["Judge"]
+        assert [s.reward for s in rewards.score_group(group(2)).samples] == [0, 0.1]
 
 
 @pytest.mark.parametrize("in_file", [False, True])
