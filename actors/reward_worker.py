@@ -26,6 +26,7 @@ class RewardWorker:
     """Scores groups; side by side only as far as their functions wait for others (see RewardSet.score_group)."""
 
     def __init__(self, config: Config, seat: Seat, rewards: RewardSet) -> None:
+        self._alone = threading.Lock()
         self._rewards = rewards  # made in the driver, so that relative file names start from its folder
 
     def ready(self) -> str:
@@ -34,7 +35,7 @@ class RewardWorker:
 
     def score(self, group: Group) -> Group:
         """The group with its rewards."""
-        return self._rewards.score_group(group)
+        return self._rewards.score_group(group, self._alone)
 
 
 class RewarderGroup:

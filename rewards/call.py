@@ -41,7 +41,6 @@ class Caller:
         self._section, self._max_abandoned = section, max_abandoned
         self._abandoned: list[tuple[str, threading.Thread]] = []
         self._lock = threading.Lock()
-        self.alone = threading.Lock()  # for calls of functions that do not expect another beside them
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Caller, (self._section, self._max_abandoned)  # threads stay where they are

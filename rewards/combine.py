@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -67,19 +68,19 @@ class RewardSet:
         for reward in self.rewards:
             reward.check_columns(columns)
 
-    def score_group(self, group: Group) -> Group:
+    def score_group(self, group: Group, alone: AbstractContextManager[Any] | None = None) -> Group:
         """`group` with `reward` and `reward_parts` on every sample. The environment's part, which is there already,
         stays and counts.
 
-        May be called by several threads at once: functions that wait for others (a judge) are then asked side by side,
-        all others one group after the other.
+        May be called by several threads at once. `alone`: a lock that is held while a function is called that does not
+        say it may be called for several groups at once; a judge may, it mostly waits.
 
         A function that fails leaves a status there and no reward. Raises UserError when a function is wrong in itself
         (wrong number of values, say), RunError when too many calls hang.
         """
         if not group.samples:
             return group
-        results = self._results(group)
+        results = self._results(group, alone or nullcontext())
         samples = []
         for sample, parts in zip(group.samples, results, strict=True):
             if self._environment_weight is not None and ENVIRONMENT in sample.reward_parts:
@@ -90,7 +91,7 @@ class RewardSet:
             samples.append(replace(sample, reward=_total(parts), reward_parts=parts))
         return group.with_samples(samples)
 
-    def _results(self, group: Group) -> list[dict[str, RewardResult]]:
+    def _results(self, group: Group, alone: AbstractContextManager[Any]) -> list[dict[str, RewardResult]]:
         """For each sample, what the functions say, one after the other: what a gate has closed out is not asked."""
         parts: list[dict[str, RewardResult]] = [{} for _ in group.samples]
         inside = list(range(len(parts)))  # samples for which every gate so far is open
@@ -98,7 +99,7 @@ class RewardSet:
         for reward in self.rewards:
             asked = group.with_samples([group.samples[i] for i in inside])
             earlier = {name: [parts[i][name].value for i in inside] for name in parts[0]}
-            with reward.beside(len(inside)) if reward.beside and inside else self._caller.alone:
+            with reward.beside(len(inside)) if reward.beside and inside else alone:
                 said = iter(self._caller.results(reward, asked, earlier) if inside else ())
             for i, own in enumerate(parts):
                 gated = RewardResult(None, "gated", f"not asked: {closed_by} is a gate, and it is closed", used=0.0)

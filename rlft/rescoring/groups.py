@@ -104,7 +104,9 @@ def _sample(row: dict[str, Any], keep_parts: Sequence[str]) -> Sample:
 
 def part_of(row: dict[str, Any], name: str) -> RewardResult:
     """What the function `name` said, as the row of rollouts has it."""
-    return RewardResult(row[f"reward/{name}"], row[f"status/{name}"], row[f"detail/{name}"] or "")
+    value, counted = row[f"reward/{name}"], row.get(f"counted/{name}")  # not in the files of older runs
+    used = counted if counted != value else None
+    return RewardResult(value, row[f"status/{name}"], row[f"detail/{name}"] or "", used=used)
 
 
 def part_names(rows: Sequence[dict[str, Any]]) -> list[str]:
