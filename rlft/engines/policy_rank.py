@@ -168,7 +168,8 @@ class PolicyRank:
         if self._where.rank == 0:
             write_quantization(self._config.model, folder)
             if self._config.model.adapter is not None:
-                write_base(self._policy.model.rlft_base_values, str(self._config.model.path), folder)
+                values: Any = self._policy.model.rlft_base_values
+                write_base(values, str(self._config.model.path), folder)
         self._engine.save(folder / "learner", self._adapter.state())
 
     def restore(self, folder: Path) -> None:
