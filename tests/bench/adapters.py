@@ -33,7 +33,11 @@ RATES = {FULL: 1e-4, "ia3": 1e-2, "ln_tuning": 3e-3, "vera": 1e-2, "bitfit": 3e-
 RATES["pissa"] = 1e-4
 RATES |= dict.fromkeys(("p_tuning", "prefix", "p_tuning_v2"), 1e-2)
 OTHER_RATE = 1e-3
-KEYS: dict[str, dict[str, Any]] = {"vera": {"rank": 64}, "lora_experts": {"tasks": ["a", "b"]}}
+KEYS: dict[str, dict[str, Any]] = {
+    "vera": {"rank": 64},
+    "lora_experts": {"tasks": ["a", "b"]},
+    "lora_drop": {"sample_steps": 3},
+}
 NAMES = {"trains": "greedy accuracy", "merged": "merges", "saved": "saved, loaded", "vllm": "vLLM", "zero_3": "ZeRO-3"}
 NAMES |= {"nf4": "NF4 base", "parameters": "parameters", "memory_mb": "memory"}
 
