@@ -18,6 +18,7 @@ from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import OWN, add_adapter
 from rlft.models.adapters.own import read_own
+from rlft.models.adapters.reading import read_peft
 from rlft.models.quantization import dequantize, loading_arguments, settled
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -96,11 +97,9 @@ def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device |
         lm = load_model(model, device)
         read_own(lm, checkpoint)
         return lm
-    from peft import PeftModel
-
     lm: Any = dequantize(load_model(model.model_copy(update={"adapter": None}), device))
     before = {id(p) for p in lm.parameters()}
-    lm = PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
+    lm = read_peft(lm, checkpoint)
     lm.rlft_own = tuple(name for name, p in lm.named_parameters() if id(p) not in before)
     return lm
 
