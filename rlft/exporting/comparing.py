@@ -118,9 +118,9 @@ def _of_export(saved: Saved, form: Form, folder: Path) -> Callable[[], Callable[
         config: Any
         said = _logprobs if saved.kind == "learner" else _logits
         if form != "adapter":
-            kinds = {"learner": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
             config = transformers.AutoConfig.from_pretrained(folder)
-            kind = kinds.get(saved.kind, config.architectures[0])  # of a task
+            kinds = {"learner": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
+            kind: str = kinds.get(saved.kind) or config.architectures[0]
             return said(getattr(transformers, kind).from_pretrained(folder).float().eval())
         if saved.kind == "tasks":
             return said(load_adapted_task_model(folder).float())
