@@ -28,6 +28,7 @@ from rlft.engines.optimizers import BUILDERS, make_groups
 from rlft.engines.weights import BUCKET_BYTES, fingerprint
 from rlft.errors import UserError
 from rlft.models.adapters.own import own_adapter, write_own
+from rlft.models.adapters.reading import no_false_alarm
 from rlft.models.adapters.virtual import with_encoder_of
 from rlft.models.quantization import quantized_layers, scales
 
@@ -189,7 +190,8 @@ class ZeroEngine:
         elif self._where.rank == 0:
             buffers = {name: t for name, t in model.state_dict().items() if name not in parameters}
             whole = None if self.stage < 3 else dict(tensors) | buffers
-            with with_encoder_of(model, whole) if whole else contextlib.nullcontext():
+            kinds = [each.peft_type for each in getattr(model, "peft_config", {}).values()]
+            with with_encoder_of(model, whole) if whole else contextlib.nullcontext(), no_false_alarm(*kinds):
                 model.save_pretrained(folder, state_dict=whole)
         else:
             deque(tensors, maxlen=0)

@@ -98,7 +98,7 @@ class RewardRank:
         if self._where.rank == 0:
             write_quantization(self._config.model, folder)
             if self._config.model.adapter is not None:
-                mark_adapter(folder, self._config.algorithm.type)
+                mark_adapter(folder, self._config.algorithm.type, self._config.model.dtype)
         self._engine.save(folder / "learner")
 
     def restore(self, folder: Path) -> None:

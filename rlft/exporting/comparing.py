@@ -1,4 +1,5 @@
-"""Loads an export with nothing but transformers and peft, and compares what it says with what the checkpoint says.
+"""Loads an export by transformers and peft (an adapter's base as the learner had it, dequantized), and compares what
+it says with what the checkpoint says.
 
 Both compute in float32, so that the figure is what writing changed (a rounded weight, a merge) and not the noise of
 computing. One model is in memory at a time.
@@ -18,11 +19,12 @@ from torch import Tensor
 from rlft.errors import RunError
 from rlft.exporting.saved import Form, Saved
 from rlft.models.adapters.own import own_adapter
+from rlft.models.adapters.reading import read_peft
 from rlft.models.attention import PackedLayout
 from rlft.models.load import load_checkpoint, load_model, num_logits, window
 from rlft.models.quantization import dequantize
-from rlft.models.reward import base_of, load_trained_reward_model
-from rlft.models.tasks import load_task_model
+from rlft.models.reward import load_classifier, load_trained_reward_model
+from rlft.models.tasks import load_adapted_task_model
 
 EXACT, ROUNDED = 1e-4, 5e-2
 _LENGTHS = (3, 17, 40, 64)  # of the probes, in tokens
@@ -96,7 +98,7 @@ def _of_checkpoint(saved: Saved, part: Path) -> Callable[[], Callable[[Tensor], 
         if saved.kind == "learner":
             return _logprobs(load_checkpoint(model, source).float())
         if saved.kind == "tasks":
-            return _logits(load_task_model(source).float())
+            return _logits(load_adapted_task_model(source).float())
         reward = load_trained_reward_model(str(source), model.dtype).float()
         head: Any = reward.model
 
@@ -113,23 +115,20 @@ def _of_export(saved: Saved, form: Form, folder: Path) -> Callable[[], Callable[
     def load() -> Callable[[Tensor], Tensor]:
         import transformers
 
-        if saved.kind == "tasks":
-            return _logits(load_task_model(folder).float())
-        kind: Any = {"learner": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
-        auto = getattr(transformers, kind[saved.kind])
+        config: Any
         said = _logprobs if saved.kind == "learner" else _logits
         if form != "adapter":
-            return said(auto.from_pretrained(folder).float().eval())
+            config = transformers.AutoConfig.from_pretrained(folder)
+            kinds = {"learner": "AutoModelForCausalLM", "reward_model": "AutoModelForSequenceClassification"}
+            kind: str = kinds.get(saved.kind) or config.architectures[0]
+            return said(getattr(transformers, kind).from_pretrained(folder).float().eval())
+        if saved.kind == "tasks":
+            return said(load_adapted_task_model(folder).float())
         if saved.settings(folder) is None:  # a kind that only rlft knows
             return said(load_checkpoint(saved.config.model, folder).float())
-        from peft import PeftModel
-
-        if saved.kind == "reward_model":
-            options = {"num_labels": 1, "dtype": getattr(torch, saved.config.model.dtype)}
-            base = auto.from_pretrained(base_of(str(folder)), **options)
-        else:
-            base = dequantize(load_model(saved.config.model.model_copy(update={"adapter": None})))
-        return said(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).float().eval())
+        plain = saved.config.model.model_copy(update={"adapter": None})
+        base = load_classifier(plain)[0] if saved.kind == "reward_model" else load_model(plain)
+        return said(read_peft(dequantize(base), folder).float())
 
     return load
 

@@ -19,7 +19,7 @@ from rlft.models.adapters.attach import add_adapter
 from rlft.models.adapters.merging import plain_weights
 from rlft.models.base_values import FILE
 from rlft.models.load import load_checkpoint, load_model
-from rlft.models.reward import load_trained_reward_model
+from rlft.models.reward import load_classifier, load_trained_reward_model
 from rlft.models.tasks import load_task_model
 from rlft.runs.checkpoints import MANIFEST, STATE
 
@@ -67,9 +67,11 @@ def _whole_model(saved: Saved, part: Path, form: Form, dtype: torch.dtype | None
     model, source = saved.config.model, saved.checkpoint / part
     kind = dtype or getattr(torch, model.dtype)
     if saved.kind == "tasks":
-        return load_task_model(source).to(kind)
+        return load_task_model(source, kind)
     if saved.kind == "reward_model":
-        classifier: Any = load_trained_reward_model(str(source), "float32" if form == "merged" else model.dtype).model
+        classifier: Any = load_trained_reward_model(str(source), model.dtype).model
+        if form == "merged":
+            classifier = classifier.float().merge_and_unload()
         classifier.set_attn_implementation("sdpa")
         return classifier.to(kind)
     if form == "full":
@@ -109,10 +111,17 @@ def _as_lora(
     float32, as what they are subtracted from was made of them before they were rounded."""
     config = saved.config
     assert config.model.adapter is not None
-    base = load_model(config.model.model_copy(update={"adapter": None}))
-    first: Any = add_adapter(base, config.model.adapter, config.run.seed, steps=config.loop.steps, dtype=torch.float32)
-    whole = {name: tensor.float() for name, tensor in tensors.items()}
+    plain, task = config.model.model_copy(update={"adapter": None}), "CAUSAL_LM"
+    if saved.kind == "reward_model":
+        base, task = load_classifier(plain)[0], "SEQ_CLS"
+    else:
+        base = load_model(plain)
+    first: Any = add_adapter(
+        base, config.model.adapter, config.run.seed, task, steps=config.loop.steps, dtype=torch.float32
+    )
+    whole = {name: tensor.float() for name, tensor in tensors.items() if ".lora_" in name}
     converted = first.base_model.subtract_mutated_init(whole, "default", {})
+    converted |= {name: tensor for name, tensor in tensors.items() if name not in whole}  # a reward model's head
     factor = math.sqrt(2) if settings.get("use_rslora") else 2
     changed = {"r": settings["r"] * 2, "lora_alpha": settings["lora_alpha"] * factor, "init_lora_weights": True}
     return {name: t.contiguous() for name, t in converted.items()}, settings | changed

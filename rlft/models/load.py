@@ -19,6 +19,7 @@ from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import OWN, add_adapter
 from rlft.models.adapters.own import read_own
+from rlft.models.adapters.reading import read_peft
 from rlft.models.base_values import base_values, check_base
 from rlft.models.quantization import dequantize, loading_arguments, settled
 
@@ -101,20 +102,10 @@ def load_checkpoint(model: ModelConfig, checkpoint: Path, device: torch.device |
         check_base(lm.rlft_base_values, str(model.path), checkpoint)  # type: ignore[arg-type]
         read_own(lm, checkpoint)
         return lm
-    from peft import PeftModel
-
     lm: Any = load_model(model.model_copy(update={"adapter": None}), device)
     values, lm = base_values(lm), dequantize(lm)
     before = {id(p) for p in lm.parameters()}
-    try:
-        lm = PeftModel.from_pretrained(lm, str(checkpoint), autocast_adapter_dtype=False).eval()
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise UserError(
-            f"{checkpoint}: its adapter does not fit the model at {model.path}, whose layers have other sizes. Give "
-            f"the model that it was trained on with --model.path ({str(error).splitlines()[1].strip()[:200]})"
-        ) from None
+    lm = read_peft(lm, checkpoint)
     check_base(values, str(model.path), checkpoint)
     lm.rlft_own = tuple(name for name, p in lm.named_parameters() if id(p) not in before)
     return lm

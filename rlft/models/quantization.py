@@ -99,6 +99,8 @@ def settled(lm: Any, device: torch.device | str) -> Any:
     layers = quantized_layers(lm)
     if not layers:
         return lm.to(device)
+    if torch.device(device).type == "cpu":
+        _unmap(lm, layers)
     for layer in layers.values():
         layer.compute_dtype = lm.dtype
         if not _is_4bit(layer):
@@ -106,6 +108,14 @@ def settled(lm: Any, device: torch.device | str) -> Any:
             layer.state.CB = None  # a second reference to the weight, which ZeRO-3 could not free
         layer.forward = MethodType(_forward, layer)
     return lm
+
+
+def _unmap(lm: nn.Module, layers: dict[str, Any]) -> None:
+    """Give what is not quantized memory of its own. It lies in the files as transformers mapped them, of which every
+    page that was read to be quantized would stay in memory for as long as one weight does."""
+    for name, parameter in lm.named_parameters():
+        if name not in layers:
+            parameter.data = parameter.data.clone()
 
 
 class _Linear(torch.autograd.Function):

@@ -19,12 +19,14 @@ from rlft.config.model import ModelConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import add_adapter
 from rlft.models.adapters.own import is_own
+from rlft.models.adapters.reading import read_peft
 from rlft.models.load import cannot_load, read_config
 from rlft.models.policy import check_packed, use_packed_attention
 from rlft.models.quantization import dequantize, loading_arguments, read_quantization, settled
 
 MARK = "rlft_reward_model"  # in a checkpoint: the algorithm.type that made it, so that none is taken for the other
 _MARK_FILE = f"{MARK}.json"  # beside an adapter, whose folder has no configuration of a model
+_TRAINED_IN = "trained_in"
 
 
 class RewardModel(nn.Module):
@@ -71,7 +73,7 @@ def load_reward_model(model: ModelConfig, device: torch.device | str = "cpu", se
     """The reward model at `model.path`, in eval mode. From a causal language model its body, with a new head drawn from
     `seed`; from a reward model all of it. With its adapter around it if one is configured."""
     assert model.path is not None
-    classifier, _ = _load_classifier(model, device, seed)
+    classifier, _ = load_classifier(model, device, seed)
     if model.adapter is not None:
         classifier = add_adapter(classifier, model.adapter, seed, task="SEQ_CLS")
     return RewardModel(classifier).eval()
@@ -79,22 +81,25 @@ def load_reward_model(model: ModelConfig, device: torch.device | str = "cpu", se
 
 def load_trained_reward_model(path: str, dtype: str, device: torch.device | str = "cpu") -> RewardModel:
     """The reward model at `path` to be asked, an adapter's folder among them. Raises UserError for a model without a
-    head, whose scores would be random."""
+    head, whose scores would be random.
+
+    An adapter is not merged: a merge into 16 bits would round, and another model would score than was trained. `dtype`:
+    of its weights. In float32 an adapter's base is first rounded to what it was trained in.
+    """
     if is_own(path):
         raise UserError(f"reward model: {path} holds an adapter of a language model, which has no scores")
-    kind = ModelConfig.model_validate({"path": base_of(path), "dtype": dtype, "quantization": read_quantization(path)})
-    classifier, missing = _load_classifier(kind, device, seed=0)
+    first = _marks(path).get(_TRAINED_IN, dtype) if dtype == "float32" else dtype
+    kind = ModelConfig.model_validate({"path": base_of(path), "dtype": first, "quantization": read_quantization(path)})
+    classifier, missing = load_classifier(kind, device)
     classifier = dequantize(classifier)
     if is_adapter(path):
-        from peft import PeftModel
-
-        classifier = PeftModel.from_pretrained(classifier, path).merge_and_unload()
+        classifier = read_peft(classifier, path)
     elif missing:
         raise UserError(
             f"reward model: {path} has no weights for {', '.join(sorted(missing))}: it is no reward model. Train one "
             "with algorithm.type reward or process_reward, and give its checkpoint."
         )
-    return RewardModel(classifier).eval()
+    return RewardModel(classifier.float() if dtype == "float32" else classifier).eval()
 
 
 def mark(model: RewardModel, kind: str) -> None:
@@ -102,17 +107,22 @@ def mark(model: RewardModel, kind: str) -> None:
     setattr(_inside(model.model).config, MARK, kind)
 
 
-def mark_adapter(folder: Path, kind: str) -> None:
-    """The same for an adapter that was saved in `folder`."""
-    (folder / _MARK_FILE).write_text(json.dumps({MARK: kind}) + "\n")
+def mark_adapter(folder: Path, kind: str, dtype: str) -> None:
+    """The same for an adapter that was saved in `folder`, and the type that its base was trained in."""
+    (folder / _MARK_FILE).write_text(json.dumps({MARK: kind, _TRAINED_IN: dtype}) + "\n")
 
 
 def marked_as(path: str) -> str | None:
     """The algorithm.type that trained the reward model at `path`; None where nothing says so, as of others' models."""
     if is_adapter(path):
-        file = Path(path, _MARK_FILE)
-        return json.loads(file.read_text()).get(MARK) if file.is_file() else None
+        return _marks(path).get(MARK)
     return getattr(read_config(path), MARK, None)
+
+
+def _marks(path: str) -> dict[str, str]:
+    """What mark_adapter left there; nothing where another has written the adapter."""
+    file = Path(path, _MARK_FILE)
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def is_adapter(path: str) -> bool:
@@ -127,9 +137,9 @@ def base_of(path: str) -> str:
     return str(json.loads(Path(path, "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
-def _load_classifier(model: ModelConfig, device: torch.device | str, seed: int) -> tuple[Any, set[str]]:
+def load_classifier(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Any, set[str]]:
     """transformers' model of one output, without an adapter, and the names of weights that it does not find at
-    `model.path`."""
+    `model.path`: a new head is drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 

@@ -19,6 +19,7 @@ from rlft.config.model import ModelConfig
 from rlft.config.tasks import TaskConfig
 from rlft.errors import UserError
 from rlft.models.adapters.attach import add_adapter
+from rlft.models.adapters.reading import read_peft
 from rlft.models.load import cannot_load
 from rlft.models.policy import check_packed, use_packed_attention
 from rlft.models.quantization import dequantize, loading_arguments, read_quantization, settled
@@ -218,9 +219,21 @@ def _new_heads(body: Any, tasks: Sequence[TaskConfig], described: Sequence[Head]
     return heads
 
 
-def load_task_model(folder: str | Path) -> Any:
+def load_task_model(folder: str | Path, dtype: torch.dtype | None = None) -> Any:
     """The transformers model of one task, in eval mode, from a checkpoint's tasks/<name>; an adapter is merged into its
-    base, so that save_pretrained leaves a model that needs neither.
+    base, so that save_pretrained leaves a model that needs neither. The sum is made in float32 and rounded once: to
+    `dtype`, or to the type that was trained in."""
+    model = load_adapted_task_model(folder)
+    kind = dtype or model.dtype
+    if is_adapter_folder(str(folder)):
+        model = model.float().merge_and_unload()
+    for parameter in model.parameters():  # and no buffers: positions are not rounded
+        parameter.data = parameter.data.to(kind)
+    return model.eval()
+
+
+def load_adapted_task_model(folder: str | Path) -> Any:
+    """The same with the adapter around it, not merged: as it was trained.
 
     With full weights AutoModelFor... does the same. On a base it may not: for several families transformers calls the
     body otherwise in a model for questions than in the language model, and then leaves it random.
@@ -231,11 +244,9 @@ def load_task_model(folder: str | Path) -> Any:
     kind: Any = getattr(transformers, config.architectures[0])
     if not is_adapter_folder(str(folder)):
         return kind.from_pretrained(folder).eval()
-    from peft import PeftModel
-
     dtype = str(config.dtype or torch.float32).removeprefix("torch.")
     base = {"path": base_of(str(folder)), "dtype": dtype, "quantization": read_quantization(folder)}
     body = dequantize(_load_body(ModelConfig.model_validate(base)))
     whole = kind(config).to(body.dtype)
     setattr(whole, whole.base_model_prefix, body)
-    return PeftModel.from_pretrained(whole, str(folder)).merge_and_unload().eval()
+    return read_peft(whole, folder)

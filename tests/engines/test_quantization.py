@@ -53,6 +53,15 @@ def changes_on(kind: str, base: str, **more: Any) -> dict[str, Any]:
     return changes_for(kind, **slow, **more) | {"model.quantization.type": base}
 
 
+@pytest.mark.parametrize("base", TYPES)
+def test_the_files_of_the_whole_weights_do_not_stay_mapped(wide_folder: Path, base: str) -> None:
+    """Pages that were read to be quantized would stay in memory beside the quantized weights."""
+    model = make_config(wide_folder, changes_on("lora", base)).model
+    lm = load_model(model)
+    assert quantized_layers(lm)
+    assert str(wide_folder) not in Path("/proc/self/maps").read_text()
+
+
 def scored(learner: RankedLearner, groups: list[Group]) -> np.ndarray:
     """The learner's log-probs of all trained tokens."""
     return trained_places(groups, learner.logprobs(groups))
