@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ def _check_kind(name: str, kind: str, path: str) -> None:
         )
 
 
-@lru_cache(maxsize=4)
+@cache  # as many as a configuration names
 def _load(path: str, dtype: str, device: str | None) -> ScoringModel:
     import torch
 

@@ -89,7 +89,7 @@ def _names(groups: Sequence[Group]) -> list[str]:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return "no values"
-    return f"mean {np.mean(values):.4g}, from {min(values):.4g} to {max(values):.4g}"
+    return f"mean {np.mean(values):.4g}, std {np.std(values):.4g}, from {min(values):.4g} to {max(values):.4g}"
 
 
 def _number(value: float | None) -> str:

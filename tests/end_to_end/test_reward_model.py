@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,42 @@ def plain_scores(folder: Path, texts: list[str]) -> list[float]:
         return [float(model(input_ids=x).logits[0, 0]) for x in ids]
 
 
+def scores(*args: Any, **keys: Any) -> list[Any]:
+    return [result.value for result in reward_model(*args, **keys)]
+
+
+def test_an_ensemble_is_what_its_models_come_to(task: Path, trained: Path, tmp_path: Path) -> None:
+    """A second model whose head is twice the first's gives twice its scores: s and 2s, mean 1.5 s, variance s² / 4."""
+    second = tmp_path / "second"
+    shutil.copytree(trained, second)
+    model = AutoModelForSequenceClassification.from_pretrained(second)
+    with torch.no_grad():
+        model.score.weight.mul_(2)
+    model.save_pretrained(second)
+    both, words = [str(trained), str(second)], (["12=", "21="], ["12", "021"])
+    s = np.array(scores(*words, str(trained)))
+    np.testing.assert_allclose(scores(*words, both), 1.5 * s, atol=1e-5)
+    np.testing.assert_allclose(scores(*words, both, combine="min"), np.minimum(s, 2 * s), atol=1e-5)
+    doubtful = scores(*words, both, combine="conservative", doubt=2.0)
+    np.testing.assert_allclose(doubtful, 1.5 * s - 2 * s**2 / 4, atol=1e-5)
+    np.testing.assert_allclose(scores(*words, both, mean=[1.0, 2.0], std=[1.0, 2.0]), s - 1, atol=1e-5)
+    assert reward_model(*words, both)[0].detail == f"{s[0]:.4g} {2 * s[0]:.4g}"
+    with pytest.raises(UserError, match="expected each model once"):
+        resolve(RewardFunction.model_validate({"function": "reward_model", "args": {"path": [str(trained)] * 2}}))
+
+
 def test_scores_are_those_of_transformers(trained: Path) -> None:
     eos = load_tokenizer(trained).eos_token
-    found = reward_model(["12=", "12=", "21="], ["12", "021", "12"], str(trained))
+    found = scores(["12=", "12=", "21="], ["12", "021", "12"], str(trained))
     np.testing.assert_allclose(found, plain_scores(trained, [f"12=12{eos}", f"12=021{eos}", f"21=12{eos}"]), atol=1e-5)
-    cut = reward_model(["12="] * 2, ["12", "021"], str(trained), finish_reasons=["length", "stop"])
+    cut = scores(["12="] * 2, ["12", "021"], str(trained), finish_reasons=["length", "stop"])
     np.testing.assert_allclose(cut, plain_scores(trained, ["12=12", f"12=021{eos}"]), atol=1e-5)
 
 
 def test_an_empty_completion_has_a_score(trained: Path) -> None:
     """A policy may end at once, and must learn what that is worth."""
     eos = load_tokenizer(trained).eos_token
-    found = reward_model(["12=", "12="], ["", ""], str(trained), finish_reasons=["stop", "length"])
+    found = scores(["12=", "12="], ["", ""], str(trained), finish_reasons=["stop", "length"])
     np.testing.assert_allclose(found, plain_scores(trained, [f"12={eos}"] * 2), atol=1e-5)
 
 
@@ -58,7 +83,7 @@ def test_an_adapters_folder_is_a_reward_model_too(task: Path) -> None:
     }  # fmt: skip
     result = train_here(task, write_config(task, "lora-judge", DPO, changes))
     assert (result.checkpoint / "adapter_config.json").is_file()
-    good, bad = reward_model(["523146="] * 2, ["123456", "0654321"], str(result.checkpoint))
+    good, bad = scores(["523146="] * 2, ["123456", "0654321"], str(result.checkpoint))
     assert good > bad
 
 
