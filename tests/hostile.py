@@ -50,7 +50,9 @@ class Canaries:
         os.environ[SECRET_NAME] = SECRET
         for path in self._own:
             path.unlink(missing_ok=True)
-        (self._folder / "canary_secret").write_text("TOPSECRET")
+        self._secret = self._folder / "canary_secret"
+        self._secret.write_text("TOPSECRET")
+        self._secret_facts = _facts(self._secret)
         stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
         for name, family, kind, address in (
             ("tcp", socket.AF_INET, stream, ("127.0.0.1", TCP_PORT)),
@@ -82,7 +84,7 @@ class Canaries:
             with contextlib.suppress(BlockingIOError):
                 listener.recv(1) if name == "udp" else listener.accept()
                 found.append(f"came in by {name}")
-        if (self._folder / "canary_secret").read_text() != "TOPSECRET":
+        if self._secret.read_text() != "TOPSECRET" or _facts(self._secret) != self._secret_facts:
             found.append("the secret file was changed")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", CLOSED_PORT), 0.2):
             found.append(f"somebody listens on {CLOSED_PORT}")
@@ -94,6 +96,11 @@ class Canaries:
             with contextlib.suppress(OSError):
                 found += [path for path in folder.glob("canary_*") if path not in self._own]
         return found
+
+
+def _facts(path: Path) -> tuple[Any, ...]:
+    state = path.stat()
+    return state.st_mode, state.st_uid, state.st_gid, state.st_mtime, state.st_nlink
 
 
 def processes() -> dict[int, float]:

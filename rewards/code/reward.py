@@ -104,7 +104,9 @@ def make_job(text: str, row: Mapping[str, Any], options: Options) -> Job | Rewar
     if options.language == "python" and not fenced and not parses(program):
         return RewardResult(0.0, "unparsed", "no fenced block, and the text as a whole is no Python")
     if task.cases:
-        command = None if options.language == "python" else command_for(options.language)
+        command = None
+        if options.language != "python":
+            command = {"language": options.language} if options.executor else command_for(options.language)
         cases = [dict(case) for case in task.cases]
         return {
             "mode": "script", "program": program, "cases": cases, "tolerance": options.tolerance, "command": command,

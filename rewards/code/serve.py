@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rewards.code.box.calls import TOLD_TO_TESTS
+from rewards.code.languages import command_for
 from rewards.code.pool import TIERS, Pool, Settings
 from rewards.code.remote import TOKEN
 from rlft.errors import UserError
@@ -99,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             jobs = _checked(json.loads(self.rfile.read(int(length))))
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError, UserError) as error:
             self._answer(400, {"error": str(error)})
             return
         self._answer(200, {"outcomes": self.server.pool.run(jobs)})
@@ -124,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _checked(body: Any) -> list[dict[str, Any]]:
-    """The jobs. Raises ValueError for what is none."""
+    """The jobs. Raises ValueError for what is none, UserError for a language that is not here."""
     jobs = body.get("jobs") if isinstance(body, dict) else None
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise ValueError("expected {jobs: [...]}")
@@ -136,15 +137,9 @@ def _checked(body: Any) -> list[dict[str, Any]]:
             if not isinstance(job.get(name), int | float) or not 0 < job[name] <= most:
                 raise ValueError(f"{name} is {job.get(name)!r}; expected above 0 and at most {most:g}")
         if job.get("command") is not None:
-            job["command"] = own_command(job["command"])
+            named = job["command"].get("language") if isinstance(job["command"], dict) else ""
+            job["command"] = command_for(str(named))  # this machine's own: never words from outside
     return jobs
-
-
-def own_command(command: Any) -> dict[str, Any]:
-    """The command of this machine for the language that the client names: never words from outside."""
-    from rewards.code.languages import command_for
-
-    return command_for(str(command.get("language")) if isinstance(command, dict) else "")
 
 
 if __name__ == "__main__":

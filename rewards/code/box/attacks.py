@@ -27,7 +27,7 @@ _COLUMN = 0 if platform.machine() == "x86_64" else 1
 def attack(given):
     """{name of the attack: what it got} of those that got something. `given`: the supervisor's targets."""
     found = {}
-    for name, one in sorted(globals().items()):
+    for name, one in list(globals().items()):
         if not name.startswith("_try_"):
             continue
         with contextlib.suppress(Exception):
@@ -42,6 +42,16 @@ def _call(name, *arguments):
     ctypes.set_errno(0)
     result = _LIBC.syscall(_NUMBERS[name][_COLUMN], *arguments)
     return result >= 0 or ctypes.get_errno() not in (1, 38)  # EPERM, ENOSYS
+
+
+def _try_descriptors(given):
+    """First of all: later ones leave some open."""
+    found = []
+    for descriptor in range(3, 1024):
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            found.append(descriptor)
+    return len(found) > 1 and found  # one is the socket on which this is answered
 
 
 def _try_read_secret(given):
@@ -230,7 +240,14 @@ def _try_memory(given):
 
 
 def _try_open_many(given):
-    return len([os.open("/dev/null", os.O_RDONLY) for _ in range(5000)])
+    opened = []
+    try:
+        while len(opened) < 5000:
+            opened.append(os.open("/dev/null", os.O_RDONLY))
+        return len(opened)
+    finally:
+        for descriptor in opened:  # the attacks behind this one need some
+            os.close(descriptor)
 
 
 def _try_large_file(given):
@@ -241,12 +258,3 @@ def _try_large_file(given):
 
 def _try_environment(given):
     return [name for name in os.environ if name not in ("HOME", "TMPDIR", "PATH", "LANG", "LC_CTYPE")]
-
-
-def _try_descriptors(given):
-    found = []
-    for descriptor in range(3, 1024):
-        with contextlib.suppress(OSError):
-            os.fstat(descriptor)
-            found.append(descriptor)
-    return len(found) > 1 and found  # one is the socket on which this is answered

@@ -47,11 +47,15 @@ def pivot_root(new: str, old: str) -> None:
     syscall("pivot_root", _CALLS[os.uname().machine][1], new.encode(), old.encode())
 
 
-def drop_capabilities() -> None:
-    """Give up every capability, also what a program would get anew when it is executed."""
+def bound_capabilities() -> None:
+    """No program that is executed from here on gets a capability that this process does not have."""
     for capability in range(64):
         if _LIBC.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP: not for plain users, who have nothing to lose
             break
+
+
+def drop_capabilities() -> None:
+    """Give up every capability."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     syscall("capset", _CALLS[os.uname().machine][0], header, (ctypes.c_uint32 * 6)())
 

@@ -12,7 +12,7 @@ from rewards.code.box.landlock import DEVICE, READ
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
-_PROGRAMS = ("/bin", "/lib", "/lib64", "/usr", "/etc/alternatives", "/etc/ld.so.cache")
+_PROGRAMS = ("/bin", "/lib", "/lib64", "/usr", "/etc/alternatives", "/etc/ld.so.cache", "/etc/ssl/openssl.cnf")
 _PACKAGES = ("site-packages", "dist-packages")
 
 

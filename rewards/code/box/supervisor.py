@@ -6,6 +6,7 @@ end of the socket is closed, however that comes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -17,7 +18,9 @@ from rewards.code.box import frames
 from rewards.code.box.calls import judge_calls
 from rewards.code.box.children import BoxError, Zygote
 from rewards.code.box.probes import probe
+from rewards.code.box.scratch import empty_folder
 from rewards.code.box.scripts import judge_scripts
+from rewards.code.box.zygote import SCRATCHES
 
 
 def main(descriptor: int) -> None:
@@ -31,6 +34,9 @@ def main(descriptor: int) -> None:
     except (frames.FrameError, OSError):
         pass  # nobody is there any more
     finally:
+        for name in SCRATCHES:
+            with contextlib.suppress(OSError):
+                empty_folder(f"{folder}/{name}")
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from rewards.code.box import confine, frames, paths
 from rewards.code.box.confine import JOB, PEER, Cell, Limits, Tier
-from rewards.code.box.kernel import die_with_parent, drop_capabilities, prctl
+from rewards.code.box.kernel import bound_capabilities, die_with_parent, drop_capabilities, prctl
 from rewards.code.box.landlock import EXECUTE, SCRATCH, make_ruleset
 from rewards.code.box.namespaces import SCRATCH as INSIDE
 from rewards.code.box.namespaces import enter_namespaces
 from rewards.code.box.scratch import empty_folder
-from rewards.code.box.seccomp import Profile
+from rewards.code.box.seccomp import Profile, make_filter
 from rewards.code.box.solution import run_program, serve_calls
 from rewards.code.box.tests_side import judge
 
@@ -84,6 +84,7 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
         uid = enter_namespaces(f"{folder}/root", paths.visible_paths(packages), SCRATCHES, disk_mb)
         scratches = {name: f"{INSIDE}/{name}" for name in SCRATCHES}
         _become_first_process()
+    bound_capabilities()
     prctl(_NOT_DUMPABLE, 0)  # no other process of this user looks into this one's memory
     if tier == "landlock":
         drop_capabilities()
@@ -98,6 +99,8 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
             rules += [(path, EXECUTE) for path in (*paths.program_paths(), scratch)]
         ruleset = None if tier == "none" else _out_of_the_way(make_ruleset([*rules, (scratch, SCRATCH)]))
         cells[kind] = Cell(tier, scratch, ruleset, uid, counts)
+    for profile in ("python", "command", "compiler"):
+        make_filter(profile, os.getpid())  # remembers the larger part of the work
     random.seed(0)  # children of one zygote and of another do the same
     gc.collect()
     gc.freeze()
