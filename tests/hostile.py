@@ -133,7 +133,7 @@ def judge(row: Mapping[str, Any], pool: Pool, timeout_s: float) -> RewardResult:
     if mode == "stdio":
         columns.pop("entry_point")
     options = Options(mode=mode, setup_column="trusted", timeout_s=timeout_s)
-    return code_reward([f"```python\n{row['code']}\n```"], options=options, runner=pool, **columns)[0]
+    return code_reward([f"~~~~~~~~python\n{row['code']}\n~~~~~~~~"], options=options, runner=pool, **columns)[0]
 
 
 def wrong_verdict(row: Mapping[str, Any], result: RewardResult) -> bool:

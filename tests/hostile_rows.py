@@ -93,6 +93,7 @@ BOMBS = [
     _row("fills_the_disk", "fail", "i = 0\nwhile True:\n    i += 1\n    open(f'f{i}', 'wb').write(b'x' * (1 << 20))\n"),
     _row("makes_files", "fail", "i = 0\nwhile True:\n    i += 1\n    open(f'f{i}', 'wb').close()\n"),
     _row("digs_deep", "any", "import os\nfor i in range(900):\n    os.mkdir('d')\n    os.chdir('d')\n" + HONEST_ADD),
+    _row("in_the_way", "any", "import os\nfor pid in (1, os.getppid()):\n    for i in range(99):\n        os.makedirs(f'.up-{pid}-{i}/x/y', mode=0o300)\n" + HONEST_ADD),
     _row("clean_after_that", "pass", "import os\ndef add(a, b):\n    return a + b + len(os.listdir())\n"),
     _row("one_large_value", "fail", "def add(a, b):\n    return 'x' * (200 << 20)\n"),
     _row("many_values", "fail", "def add(a, b):\n    return list(range(10**8))\n"),
@@ -120,6 +121,10 @@ HONEST = [
     _row("a_class", "pass", "class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n"
          "        self.items.append(x)\n    def pop(self):\n        return self.items.pop()\n",
          "s = Stack()\ns.push(1)\ns.push([2])\nassert s.pop() == [2]\nassert s.items == [1]", "Stack"),
+    _row("linked_lists", "pass", "class Node:\n    def __init__(self, value, next=None):\n        self.value, self.next = value, next\n"
+         "def f(node):\n    total = 0\n    while node:\n        total, node = total + node.value, node.next\n    return total\n",
+         "a = Node(1, Node(2))\nassert f(a) == 3\na.next.value = 5\na.next.next = Node(10)\nassert f(a) == 16 and a.next.value == 5", "f"),
+    _row("allocates_at_once", "fail", "import os\nfor i in range(900):\n    with open(f'f{i}', 'wb') as f:\n        os.posix_fallocate(f.fileno(), 0, 60 << 20)\n"),
     _row("deep_recursion", "pass", "import sys\nsys.setrecursionlimit(30000)\ndef f(n):\n    return 0 if n == 0 else 1 + f(n - 1)\n",
          "assert f(20000) == 20000", "f"),
     _row("own_folder", "pass", "import os, tempfile\ndef f():\n    with tempfile.TemporaryDirectory() as d:\n        path = os.path.join(d, 'x')\n"
@@ -134,6 +139,9 @@ HONEST = [
          "def f(x):\n    return hashlib.sha256(x).hexdigest()[:4]\n", "assert f(b'') == 'e3b0'", "f"),
     _row("written_at_exit", "pass", "import atexit, io, os, sys\nout = io.StringIO()\natexit.register(lambda: os.write(1, out.getvalue().encode()))\n"
          "a, b = map(int, sys.stdin.buffer.read().split())\nout.write(f'{a + b}\\n')\n", _SUMS),
+    _row("own_standard_output", "pass", "import io, sys\nreal = sys.stdout\nsys.stdout = io.StringIO()\nprint(sum(map(int, input().split())))\n"
+         "real.write(sys.stdout.getvalue())\n", _SUMS),
+    _row("prompts", "pass", "n = input('')\nprint(sum(map(int, n.split())))\n", _SUMS),
     _row("exits_well", "pass", "import sys\ndef main():\n    print(sum(map(int, input().split())))\n    sys.exit()\n"
          "if __name__ == '__main__':\n    main()\n", _SUMS),
 ]  # fmt: skip

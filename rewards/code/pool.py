@@ -162,7 +162,8 @@ class _Supervisor:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-s", "-S", "-P", "-c", command], pass_fds=[theirs.fileno()], env=_ENVIRONMENT,
-                cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                cwd="/", start_new_session=True,  # a Ctrl-C is for the run, which ends it in its own time
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         self._sock.settimeout(_START_S)
         try:

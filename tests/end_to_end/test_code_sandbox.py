@@ -30,6 +30,7 @@ from rlft.errors import UserError
 from tests.code_sets import judge_all, read_rows
 from tests.hostile import MARK, run_corpus
 from tests.hostile_rows import ROWS
+from tests.leaks import LEAKS, leaky_python
 from tests.running import ROOT
 
 DATA = ROOT.parent / "shared" / "data"
@@ -38,7 +39,8 @@ CHOSEN = {  # of each class of attack, those that take no time
     "searches_memory", "skips_the_case", "dies_and_is_forgiven", "sockets", "permissions_of_others", "shared_memory",
     "executes", "spawns", "signals_by_owner", "freezes_the_parent", "later_thread", "fills_the_disk", "makes_files",
     "memory_of_the_parent", "in_place", "types", "raises_what_is_expected", "takes_a_function", "without_end",
-    "a_class", "deep_recursion", "own_folder", "event_loop", "written_at_exit", "exits_well",
+    "a_class", "linked_lists", "allocates_at_once", "deep_recursion", "own_folder", "event_loop",
+    "written_at_exit", "exits_well",
 }  # fmt: skip
 ADD = {"tests": ["assert add(1, 2) == 3\nassert add(2, 2) == 4\nassert add(0, 0) == 0"], "entry_point": ["add"]}
 RIGHT, HALF = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return max(a + b, 4)\n"
@@ -241,26 +243,6 @@ code_reward(["import time\\ndef add(a, b):\\n    time.sleep(60)"], Options(timeo
     worker.stdout.close()
     assert gone(below)
     assert list(tmp_path.glob("rlft-code-*")) == []
-
-
-LEAKS = {  # what is taken out of the sandbox: an attack that must notice
-    "from rewards.code.box import landlock, zygote; zygote.make_ruleset = "
-    "lambda rules: landlock.make_ruleset([*rules, ('/', landlock.READ)])": "read_secret",
-    "from rewards.code.box import seccomp; seccomp.ALLOWED += ('clone',)": "fork",
-    "from rewards.code.box import seccomp; seccomp.ALLOWED += ('socket', 'bind')": "netlink",
-    "from rewards.code.box import seccomp; seccomp._FCNTLS += (8,)": "signal_by_owner",
-    "from rewards.code.box import confine; confine._limit = lambda which, value: None": "memory",
-    "from rewards.code.box import confine; confine.os.closerange = lambda first, last: None": "descriptors",
-}
-
-
-def leaky_python(folder: Path, leak: str) -> str:
-    """An interpreter whose sandbox has this leak."""
-    (folder / "leaky.py").write_text(f"import sys\nexec(sys.argv[-1].replace('main(', {leak + '; main('!r}))\n")
-    fake = folder / "python"
-    fake.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/leaky.py "$@"\n')
-    fake.chmod(0o755)
-    return str(fake)
 
 
 @pytest.mark.parametrize(("leak", "attack"), LEAKS.items(), ids=LEAKS.values())

@@ -4,6 +4,7 @@ link is followed, and no depth of folders is too much."""
 from __future__ import annotations
 
 import os
+import secrets
 
 
 def used(folder: str, most_files: int) -> tuple[int, int]:
@@ -32,7 +33,7 @@ def empty_folder(folder: str) -> None:
     them of any length needs neither a stack nor a long path."""
     top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        number = 0
+        number, ours = 0, secrets.token_hex(8)  # names that nobody has put there to be in the way
         while entries := _entries(top):
             for name, is_folder in entries:
                 if not is_folder:
@@ -42,7 +43,7 @@ def empty_folder(folder: str) -> None:
                 inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
                 for child, _ in _entries(inner):
                     number += 1
-                    os.rename(child, f".up-{os.getpid()}-{number}", src_dir_fd=inner, dst_dir_fd=top)
+                    os.rename(child, f"{ours}-{number}", src_dir_fd=inner, dst_dir_fd=top)
                 os.close(inner)
                 os.rmdir(name, dir_fd=top)
     finally:

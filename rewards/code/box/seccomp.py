@@ -26,7 +26,7 @@ _ALLOWED = (
     "rt_sigtimedwait rt_sigsuspend sigaltstack pread64 pwrite64 readv writev preadv pwritev preadv2 pwritev2 "
     "sched_yield mremap msync mincore madvise dup dup3 nanosleep clock_nanosleep getitimer setitimer getpid getppid "
     "gettid recvfrom shutdown getsockname getpeername getsockopt exit exit_group uname flock fsync fdatasync "
-    "ftruncate fallocate getdents64 getcwd chdir fchdir mkdirat unlinkat renameat renameat2 readlinkat newfstatat "
+    "ftruncate getdents64 getcwd chdir fchdir mkdirat unlinkat renameat renameat2 readlinkat newfstatat "
     "statx fstatfs statfs faccessat faccessat2 gettimeofday clock_gettime clock_getres times getrusage sysinfo "
     "getuid geteuid getgid getegid getgroups getresuid getresgid getpgid getsid capget umask futex set_robust_list "
     "set_tid_address sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
@@ -84,6 +84,7 @@ def _looked_at(profile: Profile, pid: int) -> list[tuple[str, list[bytes]]]:
         ("clone3", [_refuse(errno.ENOSYS)]),  # its flags are out of a filter's sight; libraries fall back to clone
         ("ioctl", _one_of(1, _IOCTLS, errno.ENOTTY)),
         ("fcntl", _one_of(1, _FCNTLS)),
+        ("fallocate", [_refuse(errno.EOPNOTSUPP)]),  # gigabytes in no time; libraries fall back to writing
         ("prctl", _one_of(0, (_PR_SET_NAME, _PR_GET_NAME))),
         ("prlimit64", _one_of(0, (0, pid))),
         ("kill", _one_of(0, (pid,))),

@@ -7,10 +7,8 @@ end of the socket is closed, however that comes.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
-import sys
 import tempfile
 from typing import Any
 
@@ -64,8 +62,3 @@ def _serve(sock: socket.socket, settings: dict[str, Any], folder: str) -> None:
 def _outcome(zygote: Zygote, job: dict[str, Any], sock: socket.socket) -> dict[str, Any]:
     judge = judge_calls if job["mode"] == "call" else judge_scripts
     return judge(zygote, job, sock)
-
-
-if __name__ == "__main__":
-    os.setsid()  # a Ctrl-C in the terminal is for the run, which ends us in its own time
-    main(int(sys.argv[1]))

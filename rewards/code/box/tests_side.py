@@ -50,6 +50,10 @@ class Solution:
         """An attribute of an object over there."""
         return self._ask(["get", target, name], f".{name}")[0]
 
+    def set(self, target: list[Any], name: str, value: Any) -> None:
+        """Set an attribute over there."""
+        self._ask(["set", target, name, self._write(value)], f".{name} = {_shown(value)}")
+
     def next(self, target: list[Any]) -> Any:
         """The next item of an iterator over there, one at a time: it may have no end. Raises StopIteration."""
         return self._ask(["next", target], "next()")[0]
@@ -109,7 +113,7 @@ class Solution:
 
     def _refer(self, value: Any) -> list[Any]:
         if isinstance(value, Remote):
-            raise NotPlain("an object of the solution cannot be handed back to it")
+            return ["K", *value._target]
         return self._kept.refer(value)
 
     def _read(self, data: Any) -> Any:
@@ -125,16 +129,23 @@ _LENGTHS = {"ready": 1, "ok": 3, "raise": 3, "fatal": 2, "back": 3}
 
 
 class Remote:
-    """An object that lives in the solution's process: its methods can be called. It equals nothing but itself, whatever
-    its class says over there."""
+    """An object that lives in the solution's process: its attributes can be read and set, its methods called, and it
+    can be handed back. It equals nothing but itself, whatever its class says over there."""
+
+    _solution: Solution
+    _target: list[Any]
+    _name: str
 
     def __init__(self, solution: Solution, target: list[Any], name: str) -> None:
-        self._solution, self._target, self._name = solution, target, name
+        self.__dict__.update(_solution=solution, _target=target, _name=name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         return self._solution.get(self._target, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._solution.set(self._target, name, value)
 
     def __repr__(self) -> str:
         return f"<an object of the solution: {self._name}>"

@@ -79,6 +79,8 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
         importlib.import_module(name)
     _HIDDEN.extend(name for name in sys.modules if name == "rewards" or name.startswith("rewards."))
     confine.measure_mapped()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # when the machine runs out of memory, what runs programs goes first
     uid, scratches = None, {name: f"{folder}/{name}" for name in SCRATCHES}
     if tier == "namespaces":
         uid = enter_namespaces(f"{folder}/root", paths.visible_paths(packages), SCRATCHES, disk_mb)
