@@ -12,23 +12,32 @@ _SHOWN = ("/usr/", "/bin/")  # what the sandbox shows of programs
 
 
 class Language(NamedTuple):
-    """How its programs are run. The first word of a command is looked up; `./` is the scratch folder."""
+    """How its programs are run. The first word of a command is looked up; `./` is the scratch folder. `sample` prints 1
+    and is run first: a runtime that misses something in the sandbox is no fault of a program."""
 
     file: str
     compile: tuple[str, ...]
     run: tuple[str, ...]
+    sample: str
 
 
+_C_MAIN = '#include <stdio.h>\nint main() { puts("1"); }\n'
+_JAVA_MAIN = "public class Main { public static void main(String[] words) { System.out.println(1); } }\n"
+_GO_MAIN = 'package main\n\nimport "fmt"\n\nfunc main() { fmt.Println(1) }\n'
+_CPP = ("g++", "-O2", "-std=c++17", "-w", "-o", "main", "main.cpp")
+_JAVA = ("java", "-Xss64m", "-XX:+UseSerialGC", "Main")
 LANGUAGES = {
-    "c": Language("main.c", ("gcc", "-O2", "-std=c11", "-w", "-o", "main", "main.c", "-lm"), ("./main",)),
-    "cpp": Language("main.cpp", ("g++", "-O2", "-std=c++17", "-w", "-o", "main", "main.cpp"), ("./main",)),
-    "go": Language("main.go", ("go", "build", "-o", "main", "main.go"), ("./main",)),
-    "rust": Language("main.rs", ("rustc", "-O", "-A", "warnings", "-o", "main", "main.rs"), ("./main",)),
-    "java": Language("Main.java", ("javac", "-nowarn", "Main.java"), ("java", "-Xss64m", "-XX:+UseSerialGC", "Main")),
-    "javascript": Language("main.js", (), ("node", "--stack-size=8000", "main.js")),
-    "bash": Language("main.sh", (), ("bash", "main.sh")),
-    "perl": Language("main.pl", (), ("perl", "main.pl")),
-    "ruby": Language("main.rb", (), ("ruby", "main.rb")),
+    "c": Language("main.c", ("gcc", "-O2", "-std=c11", "-w", "-o", "main", "main.c", "-lm"), ("./main",), _C_MAIN),
+    "cpp": Language("main.cpp", _CPP, ("./main",), _C_MAIN),
+    "go": Language("main.go", ("go", "build", "-o", "main", "main.go"), ("./main",), _GO_MAIN),
+    "rust": Language(
+        "main.rs", ("rustc", "-O", "-o", "main", "main.rs"), ("./main",), 'fn main() { println!("1"); }\n'
+    ),
+    "java": Language("Main.java", ("javac", "-nowarn", "Main.java"), _JAVA, _JAVA_MAIN),
+    "javascript": Language("main.js", (), ("node", "--stack-size=8000", "main.js"), "console.log(1)\n"),
+    "bash": Language("main.sh", (), ("bash", "main.sh"), "echo 1\n"),
+    "perl": Language("main.pl", (), ("perl", "main.pl"), 'print "1\\n";\n'),
+    "ruby": Language("main.rb", (), ("ruby", "main.rb"), "puts 1\n"),
 }
 
 
@@ -56,4 +65,4 @@ def _placed(language: str, words: tuple[str, ...]) -> list[str]:
             f"reward 'code': language {language} needs {words[0]}, which is {place} installed here; the sandbox shows "
             "programs below /usr. Install it with the system's packages."
         )
-    return [path, *words[1:]]
+    return [os.path.realpath(path), *words[1:]]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.code.box import frames
+from rewards.code.languages import LANGUAGES
 from rlft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ _START = (
 )
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _START_S = 120.0  # an interpreter, a fork and some attacks: under a second, but the machine may be very busy
+_SAMPLE_S = 30.0  # for a program of one line in another language
 _MARGIN_S = 60.0  # beyond what a job may take by its own limits
 _LONGEST = 12.0  # a job takes at most so many times its timeout_s: 4 for all inputs, 2 by the clock, and compiling
 
@@ -65,6 +67,7 @@ class Pool:
         self._free = threading.Semaphore(self.parallel)
         self._idle: list[_Supervisor] = []
         self._tier: str | None = None
+        self._languages: dict[tuple[str, int], str] = {}  # and memory: why it does not work, or nothing
         self._pid = os.getpid()
         atexit.register(self.close)
 
@@ -101,12 +104,30 @@ class Pool:
             except Refused as error:
                 return _none("refused", str(error))
             try:
-                outcome = supervisor.judge(job)
+                outcome = self._not_working(supervisor, job) or supervisor.judge(job)
             except (frames.FrameError, OSError) as error:
                 supervisor.close()
                 return _none("error", f"the sandbox's supervisor has failed: {error}")
             self._give_back(supervisor)
             return outcome
+
+    def _not_working(self, supervisor: _Supervisor, job: dict[str, Any]) -> dict[str, Any] | None:
+        """An outcome without a verdict when the job's language does not work in the sandbox of this machine."""
+        if not job.get("command"):
+            return None
+        name = job["command"]["language"]
+        asked = (name, job["memory_mb"])
+        if asked not in self._languages:
+            sample = {
+                "program": LANGUAGES[name].sample,
+                "cases": [{"stdin": "", "stdout": "1"}],
+                "timeout_s": _SAMPLE_S,
+            }
+            outcome = supervisor.judge({**job, **sample})
+            self._languages[asked] = "" if outcome["status"] == "ok" else outcome["detail"]
+        why = self._languages[asked]
+        words = f"language {name} does not work in the sandbox here, with {job['memory_mb']} MB: {why}"
+        return _none("error", words) if why else None
 
     def _take(self) -> _Supervisor:
         with self._lock:

@@ -180,6 +180,10 @@ def test_other_languages(pool: Pool, language: str, tool: str, right: str, wrong
     )
     assert good.value == 1.0, good
     assert bad.value == 0.0, bad
+    starved = Options(language=language, memory_mb=32, timeout_s=10.0)
+    if language == "javascript":  # no program of it would run, so none is judged
+        (result,) = code_reward([f"```{language}\n{right}\n```"], starved, pool, tests=SUMS["tests"])
+        assert result.value is None and "javascript does not work in the sandbox here, with 32 MB" in result.detail
 
 
 def sandbox_processes() -> list[psutil.Process]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import sysconfig
@@ -26,12 +27,12 @@ def readable_paths(packages: Sequence[str]) -> list[tuple[str, int]]:
 def visible_paths(packages: Sequence[str]) -> list[str]:
     """What a file system of its own shows; Landlock's rules hold in it too, so these may be larger pieces."""
     python = (*library_paths(), _own_libraries())
-    return [*_LIBRARIES, *_FILES, *_PROGRAMS, *python, *packages, *DEVICES]
+    return [*_LIBRARIES, *_FILES, *program_paths(), *python, *packages, *DEVICES]
 
 
 def program_paths() -> list[str]:
     """Folders of compilers and interpreters of other languages, which only commands may read and execute."""
-    return [path for path in _PROGRAMS if os.path.exists(path)]
+    return [path for path in (*_PROGRAMS, *glob.glob("/etc/java*")) if os.path.exists(path)]
 
 
 def library_paths() -> list[str]:

@@ -170,7 +170,8 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
                 file.write(text)
         for which in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(which, signal.SIG_DFL)
-        os.execv(job["words"][0], job["words"])
+        origin = os.path.dirname(job["words"][0])  # of the program, for its libraries: /proc may be out of sight
+        os.execve(job["words"][0], job["words"], {**os.environ, "LD_ORIGIN_PATH": origin})
     _fresh_interpreter()
     if kind == "tests":
         judge(job, socket.socket(fileno=PEER), job_socket)
