@@ -142,6 +142,11 @@ HONEST = [
     _row("own_standard_output", "pass", "import io, sys\nreal = sys.stdout\nsys.stdout = io.StringIO()\nprint(sum(map(int, input().split())))\n"
          "real.write(sys.stdout.getvalue())\n", _SUMS),
     _row("prompts", "pass", "n = input('')\nprint(sum(map(int, n.split())))\n", _SUMS),
+    _row("cases_with_a_runner", "pass", HONEST_ADD, _SKIP + "if __name__ == '__main__':\n    unittest.main()\n"),
+    _row("functions_of_pytest", "pass", HONEST_ADD, "from solution import add\ndef test_one():\n    assert add(1, 2) == 3\n"),
+    _row("much_input", "pass", "import sys\nprint(sum(map(int, sys.stdin.read().split())))\n", [{"stdin": "1 " * 400_000, "stdout": "400000"}]),
+    _row("reads_nothing", "pass", "print(3)\n", [{"stdin": "x" * 10**6, "stdout": "3"}]),
+    _row("stops_too_early", "fail", "print(3, flush=True)\nimport os\nos._exit(1)\n", [{"stdin": "", "stdout": "3"}]),
     _row("exits_well", "pass", "import sys\ndef main():\n    print(sum(map(int, input().split())))\n    sys.exit()\n"
          "if __name__ == '__main__':\n    main()\n", _SUMS),
 ]  # fmt: skip

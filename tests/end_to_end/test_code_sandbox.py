@@ -104,7 +104,7 @@ def test_the_shared_corpus() -> None:
     rows = [json.loads(line) for line in (DATA / "hostile_programs.jsonl").read_text().splitlines()]
     found = {
         row["name"]: (result, effects)
-        for row, result, wrong, effects in run_corpus(rows, "auto", 1.5)
+        for row, result, wrong, effects in run_corpus(rows, "auto", 1.0)
         if wrong or effects
     }
     assert len(rows) > 50 and found == {}
@@ -112,7 +112,7 @@ def test_the_shared_corpus() -> None:
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"no published sets at {DATA}")
 @pytest.mark.parametrize(
-    ("name", "some"), [("HumanEval.jsonl.gz", slice(30, 54)), ("mbpp_sanitized.jsonl", slice(50, 80))]
+    ("name", "some"), [("HumanEval.jsonl.gz", slice(30, 54)), ("mbpp_sanitized.jsonl", slice(72, 100))]
 )
 def test_published_solutions_pass_and_stubs_fail(pool: Pool, name: str, some: slice) -> None:
     rows = read_rows(DATA / name)[some]

@@ -133,6 +133,9 @@ def test_tests_are_counted_one_by_one() -> None:
     assert planned("assert f(1)", "x = f(2)\nassert x") == [("assert f(1)", True), ("x = f(2) assert x", True)]
     assert planned("def check(candidate):\n    assert candidate")[-1] == ("check(candidate)", True)
     assert planned("def check(candidate):\n    ...\ncheck(f)") == [("the tests", True)]
+    case = "import unittest\nclass A(unittest.TestCase):\n    def test(self): ...\n"
+    for runner in ("", "unittest.main()\n", "if __name__ == '__main__':\n    unittest.main()\n"):
+        assert [name for name, counts in planned(case + runner) if counts] == ["A"]
     assert [name for name, counts in planned("def test_a(): ...\ndef test_b(): ...\ndef helper(): ...") if counts] == [
         "test_a()", "test_b()",
     ]  # fmt: skip

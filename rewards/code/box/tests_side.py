@@ -202,7 +202,7 @@ def _prepare(job: Mapping[str, Any], solution: Solution) -> list[Unit]:
     """The tests, ready to run in one namespace where names that nobody defines are the solution's."""
     entry = job["entry"]
     candidate = RemoteCallable(solution, ["name", entry], entry) if entry else None
-    names: dict[str, Any] = {"__name__": "tests"}
+    names: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(job["setup"], "setup.py", "exec"), names)
 
     def of_solution(name: str) -> Any:

@@ -33,7 +33,7 @@ def plan_tests(
     """The units of `sources`, which share the namespace `names`. `candidate` is what `entry` means; a name that nobody
     defines is asked of `of_solution`. Of several sources each is a test; of one, each assert at the top. Raises
     SyntaxError."""
-    trees = [ast.parse(source) for source in sources]
+    trees = [_without_runners(ast.parse(source)) for source in sources]
     defined = {*names, *dir(builtins), *(name for tree in trees for name in _bound(tree))}
     for name in {node.id for tree in trees for node in ast.walk(tree) if _is_load(node)}:  # type: ignore[attr-defined]
         if name not in defined:
@@ -52,6 +52,18 @@ def plan_tests(
         body = [node for tree in trees for node in tree.body]
         return [_unit(body, "the tests", names, True)]
     return units
+
+
+def _without_runners(tree: ast.Module) -> ast.Module:
+    """Without unittest.main() and pytest.main(), bare or behind `if __name__ ...`: what they would run is run here."""
+    tree.body = [node for node in tree.body if not _is_runner(node)]
+    return tree
+
+
+def _is_runner(node: ast.stmt) -> bool:
+    if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+        return any(map(_is_runner, node.body))
+    return isinstance(node, ast.Expr) and ast.unparse(node).startswith(("unittest.main(", "pytest.main("))
 
 
 def _trusted(name: str) -> Any:
