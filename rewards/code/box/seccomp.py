@@ -41,7 +41,8 @@ _ALLOWED_FOR: dict[str, tuple[str, ...]] = {
     "command": ("execve",),
     "compiler": ("execve", "fork", "vfork", "chmod", "fchmod", "fchmodat"),  # linkers make their output executable
 }
-_LOAD, _IF_EQUAL, _IF_ANY_BIT, _IF_AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x54, 0x06
+_LOAD, _IF_EQUAL, _IF_ANY_BIT, _IF_AT_LEAST, _AND, _RETURN, _GO = 0x20, 0x15, 0x45, 0x35, 0x54, 0x06, 0x05
+_FARTHEST = 255  # instructions that a condition can skip
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NR, _ARCH = 0, 4  # offsets in struct seccomp_data; argument i is at 16 + 8 i, low half first
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
@@ -66,15 +67,28 @@ def _filter_for_all(profile: Profile, pid: int = _ANY_PID) -> bytes:
     if architecture is None:
         raise OSError(errno.ENOSYS, f"no table of system calls for {os.uname().machine}")
     calls = architecture.calls
-    program = [_op(_LOAD, _ARCH), _op(_IF_EQUAL, architecture.audit, 1, 0), _refuse(), _op(_LOAD, _NR)]
-    for name in (*ALLOWED, *_ALLOWED_FOR[profile]):
-        if name in calls:
-            program += [_op(_IF_EQUAL, calls[name], 0, 1), _op(_RETURN, _ALLOW)]
-    for name, body in _looked_at(profile, pid):
-        if name in calls:
-            program += [_op(_IF_EQUAL, calls[name], 0, len(body)), *body]
-    program += [_op(_IF_AT_LEAST, _NEWEST, 0, 1), _refuse(errno.ENOSYS), _refuse()]
-    return b"".join(program)
+    bodies = {calls[name]: [_ALLOW_ALL] for name in (*ALLOWED, *_ALLOWED_FOR[profile]) if name in calls}
+    bodies |= {calls[name]: body for name, body in _looked_at(profile, pid) if name in calls}
+    pieces: list[tuple[int, list[bytes]]] = []
+    for number in range(_NEWEST):
+        body = bodies.get(number, [_refuse()])
+        if not pieces or pieces[-1][1] != body:
+            pieces.append((number, body))
+    pieces.append((_NEWEST, [_refuse(errno.ENOSYS)]))
+    begin = [_op(_LOAD, _ARCH), _op(_IF_EQUAL, architecture.audit, 1, 0), _refuse(), _op(_LOAD, _NR)]
+    return b"".join([*begin, *_search(pieces)])
+
+
+def _search(pieces: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """Goes to the body of the last piece that starts at or below the call's number, halving what is left: the
+    kernel runs a new filter once for every number, and a list from front to back would make that dear."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    middle = len(pieces) // 2
+    below, above = _search(pieces[:middle]), _search(pieces[middle:])
+    if len(below) <= _FARTHEST:
+        return [_op(_IF_AT_LEAST, pieces[middle][0], len(below), 0), *below, *above]
+    return [_op(_IF_AT_LEAST, pieces[middle][0], 0, 1), _op(_GO, len(below)), *below, *above]
 
 
 def _looked_at(profile: Profile, pid: int) -> list[tuple[str, list[bytes]]]:
@@ -141,7 +155,8 @@ def _refuse(number: int = errno.EPERM) -> bytes:
     return _op(_RETURN, _ERRNO | number)
 
 
-_ANSWER = (_op(_RETURN, _ALLOW), _refuse())
+_ALLOW_ALL = _op(_RETURN, _ALLOW)
+_ANSWER = (_ALLOW_ALL, _refuse())
 
 
 class _Program(ctypes.Structure):

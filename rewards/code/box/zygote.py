@@ -172,10 +172,12 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
             signal.signal(which, signal.SIG_DFL)
         origin = os.path.dirname(job["words"][0])  # of the program, for its libraries: /proc may be out of sight
         os.execve(job["words"][0], job["words"], {**os.environ, "LD_ORIGIN_PATH": origin})
-    _fresh_interpreter()
+    atexit._clear()
+    sys.argv = ["solution.py"]
     if kind == "tests":
         judge(job, socket.socket(fileno=PEER), job_socket)
     elif kind == "script":
+        _fresh_streams()
         _hide()
         run_program(job, job_socket)
     else:
@@ -184,14 +186,12 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
         serve_calls(job, socket.socket(fileno=PEER))
 
 
-def _fresh_interpreter() -> None:
-    """Streams on the new descriptors, nothing left of the zygote's exit handlers."""
-    atexit._clear()
+def _fresh_streams() -> None:
+    """Of any bytes. Without them Python's own of the zygote go on, which lead to /dev/null."""
     sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    sys.argv = ["solution.py"]
 
 
 def _hide() -> None:
