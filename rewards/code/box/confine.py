@@ -45,7 +45,7 @@ class Cell:
 
 def confine(cell: Cell, profile: Profile, limits: Limits, parent: int) -> None:
     """Bind this process. Raises OSError when something cannot be given up; then nothing untrusted may run."""
-    os.setsid()
+    os.setpgid(0, 0)  # a session of its own is not needed: the supervisor has one, without a terminal
     os.chdir(cell.scratch)
     _set_limits(limits, profile, cell.counts_threads)
     if cell.uid is not None:
