@@ -8,7 +8,7 @@ from pathlib import Path
 LEAKS = {  # what is taken out of the sandbox: an attack that must notice
     "from rewards.code.box import landlock, zygote; zygote.make_ruleset = "
     "lambda rules: landlock.make_ruleset([*rules, ('/', landlock.READ)])": "read_secret",
-    "from rewards.code.box import seccomp; seccomp.ALLOWED += ('clone',)": "fork",
+    "from rewards.code.box import seccomp; seccomp._CLONE_THREAD = 17": "fork",
     "from rewards.code.box import seccomp; seccomp.ALLOWED += ('socket', 'bind')": "netlink",
     "from rewards.code.box import seccomp; seccomp._FCNTLS += (8,)": "signal_by_owner",
     "from rewards.code.box import confine; confine._limit = lambda which, value: None": "memory",

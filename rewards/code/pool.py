@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib.util
 import logging
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.code.box import frames
+from rewards.code.box.scratch import remove_folder
 from rewards.code.languages import LANGUAGES
 from rlft.errors import UserError
 
@@ -171,13 +171,14 @@ class _Supervisor:
 
     def __init__(self, tier: str, disk_mb: int, modules: Mapping[str, Sequence[str]]) -> None:
         self.tier = tier
-        self._settings = {"tier": tier, "disk_mb": disk_mb, "modules": modules, "folder": tempfile.gettempdir()}
+        self._settings = {"tier": tier, "disk_mb": disk_mb, "modules": modules, "folder": ""}
         self._sock, self._process = None, None
 
     def start(self) -> str:
         """Empty when it is ready; otherwise why not."""
         if not sys.platform.startswith("linux"):
             return f"this is {sys.platform}, not Linux"
+        self._settings["folder"] = tempfile.mkdtemp(prefix="rlft-code-")
         self._sock, theirs = socket.socketpair()
         command = _START.format(root=_ROOT, descriptor=theirs.fileno())
         with theirs:
@@ -209,11 +210,12 @@ class _Supervisor:
         if self._sock is not None:
             self._sock.close()
         if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self._process.wait(10)
-                return
-            self._process.kill()
-            self._process.wait()
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            remove_folder(self._settings["folder"])
 
 
 def _find_modules(names: Sequence[str]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -197,7 +198,10 @@ def gone(processes: list[psutil.Process], within_s: float = 10.0) -> bool:
     return not alive
 
 
-def test_a_dead_supervisor_is_an_error_and_is_replaced(tier: str) -> None:
+def test_a_dead_supervisor_is_an_error_and_is_replaced(
+    tier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = sandbox_processes()
     pool = Pool(Settings(tier=tier, parallel=1))
     try:
@@ -219,6 +223,7 @@ def test_a_dead_supervisor_is_an_error_and_is_replaced(tier: str) -> None:
         judging.join(30)
         assert [(result.value, result.status) for result in results] == [(None, "error")]
         assert gone(everyone), "what was below the supervisor ended with it"
+        assert list(tmp_path.glob("rlft-code-*")) == []
         assert code_reward([RIGHT], Options(), pool, **ADD)[0].value == 1.0
     finally:
         pool.close()

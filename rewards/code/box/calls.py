@@ -17,8 +17,8 @@ _TESTS_MB = 512  # for the tests' process: what it makes itself, and what the so
 
 
 def judge_calls(zygote: Zygote, job: dict[str, Any], owner: socket.socket) -> dict[str, Any]:
-    """The outcome of a job {"program", "timeout_s", "memory_mb"} and TOLD_TO_TESTS. Raises
-    BoxError when the sandbox does not work, FrameError when the owner has gone."""
+    """The outcome of a job {"program", "timeout_s", "memory_mb"} and TOLD_TO_TESTS. Raises BoxError when the sandbox
+    does not work, FrameError when the owner has gone."""
     begin = time.monotonic()
     ours, theirs = socket.socketpair()
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -62,18 +62,13 @@ def _wait(zygote: Zygote, solution: Child, tests: Child, timeout_s: float, owner
         elif tests.handle in ready:
             return outcome("wrong" if started else "error", detail="the tests' process ended without a verdict")
         excess = "time" if time.monotonic() > deadline else ""
-        excess = excess or (
-            "" if ready else zygote.excess(solution, timeout_s) or _tests_excess(zygote, tests, timeout_s)
-        )
+        if not ready and not excess:
+            excess = zygote.excess(solution, timeout_s) or ("time" if tests.usage()[0] > timeout_s else "")
         if excess == "time":
             what = f"took longer than {timeout_s:g} s" if started else f"the tests did nothing for {timeout_s:g} s"
             return outcome("timeout" if started else "error", detail=what)
         if excess:
             return outcome("wrong", detail=excess)
-
-
-def _tests_excess(zygote: Zygote, tests: Child, timeout_s: float) -> str:
-    return "time" if tests.usage()[0] > timeout_s else ""
 
 
 def _verdict(tests: Child) -> dict[str, Any] | None:

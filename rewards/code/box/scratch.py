@@ -3,6 +3,7 @@ link is followed, and no depth of folders is too much."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 
@@ -48,6 +49,17 @@ def empty_folder(folder: str) -> None:
                 os.rmdir(name, dir_fd=top)
     finally:
         os.close(top)
+
+
+def remove_folder(folder: str) -> None:
+    """Remove what a supervisor has worked in, with the scratch folders in it. For itself, and for who started one that
+    was killed."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            with contextlib.suppress(OSError):
+                empty_folder(entry.path)
+                os.rmdir(entry.path)
+        os.rmdir(folder)
 
 
 def _entries(descriptor: int) -> list[tuple[str, bool]]:

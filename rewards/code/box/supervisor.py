@@ -6,36 +6,28 @@ end of the socket is closed, however that comes.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import socket
-import tempfile
 from typing import Any
 
 from rewards.code.box import frames
 from rewards.code.box.calls import judge_calls
 from rewards.code.box.children import BoxError, Zygote
 from rewards.code.box.probes import probe
-from rewards.code.box.scratch import empty_folder
+from rewards.code.box.scratch import remove_folder
 from rewards.code.box.scripts import judge_scripts
-from rewards.code.box.zygote import SCRATCHES
 
 
 def main(descriptor: int) -> None:
     """Read the settings {"tier", "disk_mb", "modules", "folder"}, answer {"ready": true} or {"refused": why}, then
-    answer jobs with outcomes."""
+    answer jobs with outcomes. `folder` is empty, and removed at the end."""
     sock = socket.socket(fileno=descriptor)
     settings = frames.receive(sock)
-    folder = tempfile.mkdtemp(prefix="rlft-code-", dir=settings["folder"])
     try:
-        _serve(sock, settings, folder)
+        _serve(sock, settings, settings["folder"])
     except (frames.FrameError, OSError):
         pass  # nobody is there any more
     finally:
-        for name in SCRATCHES:
-            with contextlib.suppress(OSError):
-                empty_folder(f"{folder}/{name}")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(settings["folder"])
 
 
 def _serve(sock: socket.socket, settings: dict[str, Any], folder: str) -> None:

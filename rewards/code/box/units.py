@@ -44,8 +44,9 @@ def plan_tests(
         return [_unit(tree.body, source, names, True) for tree, source in zip(trees, sources)]
     units = []
     for tree, source in zip(trees, sources):
+        lines = source.splitlines()
         for node in tree.body:
-            text = ast.get_source_segment(source, node) or ""
+            text = " ".join(lines[node.lineno - 1 : node.end_lineno])
             units.append(_unit([node], text, names, isinstance(node, ast.Assert)))
         units += _called(tree, names, candidate)
     if not any(unit.counts for unit in units):
