@@ -26,6 +26,7 @@ import psutil
 
 from rewards.code.pool import Pool, Settings
 from rewards.code.reward import Options, code_reward
+from rlft.errors import UserError
 from rlft.samples import RewardResult
 
 SECRET_NAME, SECRET = "CANARY_API_KEY", "sk-canary-123"
@@ -62,7 +63,7 @@ class Canaries:
         ):
             listener = self._sockets[name] = socket.socket(family, kind)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            _bind(listener, address)
             listener.setblocking(False)
             if kind is stream:
                 listener.listen()
@@ -96,6 +97,17 @@ class Canaries:
             with contextlib.suppress(OSError):
                 found += [path for path in folder.glob("canary_*") if path not in self._own]
         return found
+
+
+def _bind(listener: socket.socket, address: Any) -> None:
+    """Bind to what the corpus names; waits for another run of it on this machine, at most five minutes."""
+    for tries_left in reversed(range(300)):
+        try:
+            return listener.bind(address)
+        except OSError as error:
+            if not tries_left:
+                raise UserError(f"the canary's place {address!r} is taken: {error}. Is another run stuck?") from None
+            time.sleep(1)
 
 
 def _facts(path: Path) -> tuple[Any, ...]:
