@@ -49,11 +49,6 @@ class Canaries:
 
     def __enter__(self) -> Canaries:
         os.environ[SECRET_NAME] = SECRET
-        for path in self._own:
-            path.unlink(missing_ok=True)
-        self._secret = self._folder / "canary_secret"
-        self._secret.write_text("TOPSECRET")
-        self._secret_facts = _facts(self._secret)
         stream, datagram = socket.SOCK_STREAM, socket.SOCK_DGRAM
         for name, family, kind, address in (
             ("tcp", socket.AF_INET, stream, ("127.0.0.1", TCP_PORT)),
@@ -61,6 +56,8 @@ class Canaries:
             ("abstract socket", socket.AF_UNIX, stream, "\0canary_abs"),
             ("path socket", socket.AF_UNIX, stream, str(self._folder / "canary_unix.sock")),
         ):
+            if name == "udp":  # the port before it is ours now, so no other run is under way here
+                self._put_files()
             listener = self._sockets[name] = socket.socket(family, kind)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             _bind(listener, address)
@@ -68,6 +65,13 @@ class Canaries:
             if kind is stream:
                 listener.listen()
         return self
+
+    def _put_files(self) -> None:
+        for path in self._own:
+            path.unlink(missing_ok=True)
+        self._secret = self._folder / "canary_secret"
+        self._secret.write_text("TOPSECRET")
+        self._secret_facts = _facts(self._secret)
 
     def __exit__(self, *exc: object) -> None:
         for listener in self._sockets.values():

@@ -80,6 +80,17 @@ ESCAPING = [
     _tries("limits_of_the_parent", "pass", "import resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0))"),
     _tries("freezes_the_parent", "pass", "import signal\nos.kill(os.getppid(), signal.SIGSTOP)"),
     _tries("unkillable_by_parent", "pass", "ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)"),
+    _tries("bare_clone", "pass", "if ctypes.CDLL(None).syscall(56, 17, 0, 0, 0, 0) == 0:\n    open('/tmp/canary_clone', 'w')\n    os._exit(0)"),
+    _tries("clone3", "pass", "given = (ctypes.c_uint64 * 11)(0, 0, 0, 0, 17)\nif ctypes.CDLL(None).syscall(435, given, 88) == 0:\n"
+           "    open('/tmp/canary_clone3', 'w')\n    os._exit(0)"),
+    _tries("renames_out", "pass", "open('x', 'w').close()\nos.rename('x', '/tmp/canary_renamed')"),
+    _tries("named_memory", "pass", "c = ctypes.CDLL(None)\nc.shm_open(b'/canary_posix', 0o102, 0o600)\nc.sem_open(b'/canary_sem', 0o100, 0o600, 1)\n"
+           "c.mq_open(b'/canary_queue', 0o102, 0o600, None)"),
+    _tries("queued_signal", "pass", "ctypes.CDLL(None).syscall(129, os.getppid(), 9, ctypes.create_string_buffer(128))"),
+    _tries("signal_by_descriptor", "pass", "import signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)"),
+    _tries("empties_the_library", "pass", "for n, a in ((2, (os.__file__.encode(), 0o1000, 0)), (257, (-100, os.__file__.encode(), 0o1000, 0)), "
+           "(76, (os.__file__.encode(), 0))):\n    ctypes.CDLL(None).syscall(n, *a)"),
+    _row("whole_library", "pass", "import os\ndef add(a, b):\n    return os.path.getsize(os.__file__)\n", "assert add(1, 2) > 10000"),
     _tries("later_thread", "pass", "import threading, time\n"
            "threading.Thread(target=lambda: (time.sleep(0.3), open('/tmp/canary_late', 'w'))).start()"),
     _row("environment", "pass", "import os\ndef add(a, b):\n    return str(dict(os.environ))\n", "assert 'canary' not in add(1, 2).lower()"),
