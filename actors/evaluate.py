@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,10 @@ def _measure(target: Target) -> dict[str, float | str]:
     evaluation = launch.load_evaluation(config, target.tokenizer(), environment, has_rewards=not rewards.is_empty)
     assert evaluation is not None
     rewards.check_columns(evaluation.prompts[0].columns)
+    told = rewards.facts()
+    for fact in told.values():
+        if "warning" in fact:
+            print(f"warning: {fact['warning']}", file=sys.stderr)
     with serving(target, environment) as generator:
         metrics = evaluation(generator, InlineRewarder(rewards), version=target.version)
     return metrics | ({"rewards": "none in the configuration, so no accuracy"} if rewards.is_empty else {})

@@ -93,6 +93,7 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
             teacher=make_scorer(config, _device(config.teacher.gpus), "teacher") if uses_teacher(config) else None,
             critic=critic(config) if uses_critic(config) else None,
             background=False,
+            facts={"this process": rewards.facts()},
         )
 
 

@@ -119,6 +119,7 @@ def _on_policy(
         if not run.is_done():
             with on_policy_roles(config, rewards, environment) as roles:
                 run.tell_places(roles.places)
+                run.tell_facts(roles.facts)
                 console.message(f"weights reach the generators {WEIGHT_PATHS[weight_transport(config)]}")
                 on_policy.train(roles, prompts, evaluation, run, config)
         return _result(run, evaluation)

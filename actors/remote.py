@@ -102,6 +102,7 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
         everyone = [*generators, *workers, *scorers, *teachers, *environments]
         names = [*generator_names, *worker_names, *scorer_names, *teacher_names, *environment_names]
         ready = get_all([actor.ready.remote() for actor in everyone], names, "starting", config.cluster.start_timeout_s)
+        told = get_all([w.facts.remote() for w in workers], worker_names, "starting", config.cluster.start_timeout_s)
         limit = config.cluster.stage_timeout_s
         if weight_transport(config) == "collective":
             connect(learners, all_seats["learner"][0].name, generators, generator_names, config)
@@ -120,6 +121,7 @@ def on_policy_roles(config: Config, rewards: RewardSet, environment: BoundEnviro
                 scorer=ScorerGroup(scorers, scorer_names, limit) if scorers else reference,
                 background=True,
                 places=places | dict(zip(names, ready, strict=True)),
+                facts=dict(zip(worker_names, told, strict=True)),
             )
         finally:
             with suppress(RunError):  # one that is dead or stuck is killed with the rest; 20 s: a few for each process

@@ -33,6 +33,10 @@ class RewardWorker:
         """Answers once the functions are loaded: where it runs."""
         return here()
 
+    def facts(self) -> dict[str, Any]:
+        """What the functions say of where they run."""
+        return dict(self._rewards.facts())
+
     def score(self, group: Group) -> Group:
         """The group with its rewards."""
         return self._rewards.score_group(group, self._alone)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rewards.code.reward import code_reward
 from rewards.exact import exact_match
 from rewards.format import boxed_format, finished, format_regex, has_answer, json_schema, tags
 from rewards.judge import judge
@@ -30,6 +31,7 @@ BUILTIN: dict[str, Builtin] = {
     "reasoning_gym": Builtin(
         reasoning_gym_reward, "the score of reasoning-gym for rows made by data.path reasoning_gym:TASK, 0 to 1"
     ),
+    "code": Builtin(code_reward, "the program in the completion passes the tests of its row, in a sandbox"),
     "has_answer": Builtin(has_answer, "the completion marks an answer: \\boxed{}, #### or 'the answer is'"),
     "boxed_format": Builtin(boxed_format, "the completion has something in \\boxed{}"),
     "format_regex": Builtin(format_regex, "the regular expression args.pattern is found in the completion"),

@@ -68,6 +68,16 @@ class RewardSet:
         for reward in self.rewards:
             reward.check_columns(columns)
 
+    def facts(self) -> dict[str, Mapping[str, Any]]:
+        """For the run's records, where this is called: of each function that has something to tell (an attribute
+        `facts`, called with its args), that. A text under "warning" is for people. Raises UserError when a function
+        cannot work here."""
+        return {
+            reward.name: reward.function.facts(**reward.args)  # type: ignore[attr-defined]
+            for reward in self.rewards
+            if hasattr(reward.function, "facts")
+        }
+
     def score_group(self, group: Group, alone: AbstractContextManager[Any] | None = None) -> Group:
         """`group` with `reward` and `reward_parts` on every sample. The environment's part, which is there already,
         stays and counts.

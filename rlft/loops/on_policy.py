@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 from rewards.combine import check_failures
 from rlft.config import Config
@@ -30,11 +31,12 @@ from rlft.samples import count_totals
 
 @dataclass(frozen=True)
 class Roles(Judges):
-    """Who plays. `places`: for people, where each actor runs."""
+    """Who plays. `places`: for people, where each actor runs; `facts`: there, what reward functions say of it."""
 
     generator: Generator = field(kw_only=True)
     rewarder: Rewarder = field(kw_only=True)
     places: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,23 @@ class Run:
         for name, place in sorted(places.items()):
             self.console.message(f"{name}: {place}")
 
+    def tell_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say what reward functions tell of where they run ({place: {function: {name: value}}}), on the console and in
+        logs/rewards.json. Equal facts of several places are said once, and a "warning" by itself."""
+        told = {place: dict(functions) for place, functions in facts.items() if functions}
+        if not told:
+            return
+        atomic_write_text(self.folder.logs / "rewards.json", json.dumps(told, indent=1) + "\n")
+        lines: dict[str, list[str]] = {}
+        for place, functions in sorted(told.items()):
+            for name, values in functions.items():
+                shown = ", ".join(f"{key} {value}" for key, value in values.items() if key != "warning")
+                lines.setdefault(f"reward {name}: {shown}", []).append(place)
+                if "warning" in values:
+                    lines.setdefault(f"warning: reward {name}: {values['warning']}", []).append(place)
+        for line, places in lines.items():
+            self.console.message(f"{line} ({', '.join(places)})")
+
     def restore(self, learner: Trained, others: Sequence[Kept] = ()) -> tuple[int, Any]:
         """Put the learner and others where the run goes on; the number of finished steps, and what `save` was given of
         the loop."""

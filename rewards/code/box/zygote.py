@@ -1,0 +1,228 @@
+"""A warm interpreter that forks one process for each piece of work. It never sees a program or a test: these are read
+by its children, after they have given up everything, from a socket that the supervisor hands over."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+from typing import Any
+
+from rewards.code.box import confine, frames, paths
+from rewards.code.box.confine import JOB, PEER, Cell, Limits, Tier
+from rewards.code.box.kernel import bound_capabilities, die_with_parent, drop_capabilities, prctl
+from rewards.code.box.landlock import EXECUTE, SCRATCH, make_ruleset
+from rewards.code.box.namespaces import SCRATCH as INSIDE
+from rewards.code.box.namespaces import enter_namespaces
+from rewards.code.box.scratch import empty_folder
+from rewards.code.box.seccomp import Profile, make_filter
+from rewards.code.box.solution import run_program, serve_calls
+from rewards.code.box.tests_side import judge
+
+SCRATCHES = ("solution", "tests")
+_WARM = (
+    "abc argparse array ast bisect cmath collections copy ctypes dataclasses datetime decimal enum fractions "
+    "functools heapq io itertools json math operator random re statistics string struct tempfile threading time "
+    "traceback typing"
+)
+WARM = tuple(_WARM.split())  # what solutions import most: a child has them at once
+_PROFILES: dict[str, Profile] = {"command": "command", "compile": "compiler"}
+_MOVED, _FIRST_FREE = 100, 200  # descriptors: of children while they are arranged, of rulesets
+_NOT_DUMPABLE, _SUBREAPER = 4, 36  # PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER
+
+
+def run_zygote(
+    control: socket.socket, tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]], parent: int
+) -> None:
+    """Serve until the supervisor closes. `folder` on the host has a folder for each of SCRATCHES, and `root`.
+    `modules`: what programs may import besides the standard library, and where it is. First says {"ready": true} or
+    {"refused": why}."""
+    try:
+        cells = _prepare(tier, folder, disk_mb, modules, parent)
+    except Exception as error:
+        control.send(json.dumps({"refused": f"{type(error).__name__}: {error}"}).encode())
+        return
+    control.send(json.dumps({"ready": True}).encode())
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(control, 4096, 8)
+        except OSError:
+            return
+        if not data:
+            return
+        request = json.loads(data)
+        if "end" in request:
+            control.send(json.dumps(_end(request["end"], cells, request["empty"])).encode())
+            continue
+        pid = _fork(request, descriptors, cells, control)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        handle = os.pidfd_open(pid)
+        socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [handle])
+        os.close(handle)
+
+
+def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]], parent: int) -> dict[str, Cell]:
+    """Import, enter namespaces, and make the rules of each kind of child. In the tier `namespaces` this goes on in the
+    first process of the new ones, and the process that called only waits for it."""
+    packages = [path for found in modules.values() for path in found]
+    sys.path[:] = [*paths.library_paths(), *dict.fromkeys(os.path.dirname(path) for path in packages)]
+    for name in [*WARM, *modules]:
+        importlib.import_module(name)
+    _HIDDEN.extend(name for name in sys.modules if name == "rewards" or name.startswith("rewards."))
+    confine.measure_mapped()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")  # when the machine runs out of memory, what runs programs goes first
+    uid, scratches = None, {name: f"{folder}/{name}" for name in SCRATCHES}
+    if tier == "namespaces":
+        uid = enter_namespaces(f"{folder}/root", paths.visible_paths(packages), SCRATCHES, disk_mb)
+        scratches = {name: f"{INSIDE}/{name}" for name in SCRATCHES}
+        _become_first_process()
+    bound_capabilities()
+    prctl(_NOT_DUMPABLE, 0)  # no other process of this user looks into this one's memory
+    if tier == "landlock":
+        drop_capabilities()
+    die_with_parent(0 if tier == "namespaces" else parent)
+    prctl(_SUBREAPER, 1)  # what a compiler leaves behind comes here
+    counts = tier == "namespaces" and (uid is not None or _kernel() >= (5, 14))
+    cells = {}
+    for kind in ("solution", "tests", "command"):
+        scratch = scratches["tests" if kind == "tests" else "solution"]
+        rules = paths.readable_paths(packages)
+        if kind == "command":
+            rules += [(path, EXECUTE) for path in (*paths.program_paths(), scratch)]
+        ruleset = None if tier == "none" else _out_of_the_way(make_ruleset([*rules, (scratch, SCRATCH)]))
+        cells[kind] = Cell(tier, scratch, ruleset, uid, counts)
+    for profile in ("python", "command", "compiler"):
+        make_filter(profile, os.getpid())  # remembers the larger part of the work
+    random.seed(0)  # children of one zygote and of another do the same
+    gc.collect()
+    gc.freeze()
+    return cells
+
+
+def _out_of_the_way(descriptor: int) -> int:
+    """The same as a number that no child's streams are put on."""
+    high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+    os.close(descriptor)
+    return high
+
+
+_ENDED: dict[int, Any] = {}  # process: its status and usage, when it was not the one that was waited for
+_HIDDEN: list[str] = []  # our own modules: not for programs
+
+
+def _become_first_process() -> None:
+    """Go on in a child, which is the first process of its namespace: all others in it end when it does."""
+    first = os.fork()
+    if first:
+        for descriptor in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        os.waitpid(first, 0)
+        os._exit(0)
+
+
+def _fork(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cell], control: socket.socket) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _child(request, descriptors, cells, control)
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            frames.send(socket.socket(fileno=JOB), {"broken": f"{type(error).__name__}: {error}"})
+    finally:
+        os._exit(120)
+
+
+def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cell], control: socket.socket) -> None:
+    """Be what `request` asks for, confined first."""
+    kind = request["kind"]
+    parent = os.getppid()
+    control.close()
+    for place, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, _MOVED + place)
+    for place in range(len(descriptors)):
+        os.dup2(_MOVED + place, place)
+    cell = cells["tests" if kind == "tests" else "command" if kind in _PROFILES else "solution"]
+    limits = Limits(request["memory_mb"], request["cpu_s"], request["disk_mb"])
+    os.environ.clear()
+    os.environ.update(HOME=cell.scratch, TMPDIR=cell.scratch, PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
+    os.umask(0o077)
+    confine.confine(cell, _PROFILES.get(kind, "python"), limits, parent)
+    job_socket = socket.socket(fileno=JOB)
+    frames.send(job_socket, {"confined": True})
+    job = frames.receive(job_socket)
+    if kind in _PROFILES:
+        job_socket.close()
+        for name, text in job["files"].items():
+            with open(name, "w", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(text)
+        for which in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(which, signal.SIG_DFL)
+        origin = os.path.dirname(job["words"][0])  # of the program, for its libraries: /proc may be out of sight
+        os.execve(job["words"][0], job["words"], {**os.environ, "LD_ORIGIN_PATH": origin})
+    atexit._clear()
+    sys.argv = ["solution.py"]
+    if kind == "tests":
+        judge(job, socket.socket(fileno=PEER), job_socket)
+    elif kind == "script":
+        _fresh_streams()
+        _hide()
+        run_program(job, job_socket)
+    else:
+        job_socket.close()
+        _hide()
+        serve_calls(job, socket.socket(fileno=PEER))
+
+
+def _fresh_streams() -> None:
+    """Of any bytes. Without them Python's own of the zygote go on, which lead to /dev/null."""
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+
+
+def _hide() -> None:
+    for name in _HIDDEN:
+        sys.modules.pop(name, None)
+
+
+def _end(pid: int, cells: dict[str, Cell], empty: bool) -> dict[str, Any]:
+    """Kill the child if it still runs and wait until it is gone; how it ended and what it used. `empty` what all have
+    left behind in the scratch folders."""
+    for kill in (os.kill, os.killpg):  # a child leads its own group, in which a compiler's children are too
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    while pid not in _ENDED:
+        other, status, usage = os.wait4(-1, 0)
+        _ENDED[other] = status, usage
+    status, usage = _ENDED.pop(pid)
+    if empty:
+        with contextlib.suppress(ChildProcessError):  # of what came here from a compiler nobody asks
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        _ENDED.clear()
+    for cell in cells.values() if empty else ():
+        empty_folder(cell.scratch)
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "memory_mb": usage.ru_maxrss >> 10,
+    }
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor, *_ = os.uname().release.split(".")
+    return int(major), int("".join(letter for letter in minor if letter.isdigit()) or 0)
