@@ -6,6 +6,7 @@ M: models, N: completions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def check_ensemble(paths: Sequence[str], combine: str | None, doubt: float | Non
 
 def each(name: str, value: object, num: int) -> np.ndarray:
     """float64 [num]: a number for every model, from one or from a list. Raises UserError for anything else."""
-    values = value if isinstance(value, list | tuple) else [value] * num
+    values: list[Any] = list(value) if isinstance(value, list | tuple) else [value] * num
     fine = len(values) == num and all(isinstance(v, int | float) and np.isfinite(v) for v in values)
     if not fine or (name == "std" and not all(v > 0 for v in values)):
         least = " above 0" if name == "std" else ""

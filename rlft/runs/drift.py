@@ -58,8 +58,8 @@ class DriftWatch:
             self._evaluations.append((step, metrics[HELD_OUT]))
 
     def __call__(self, step: int, metrics: Mapping[str, Any]) -> tuple[Metrics, list[str]]:
-        """drift/held_out, drift/length, drift/entropy and drift/duplicates, 1 where the alarm rings and else 0, once two
-        windows are full; and a line for people for each that has just begun to ring."""
+        """drift/held_out, drift/length, drift/entropy and drift/duplicates, 1 where the alarm rings and else 0, once
+        two windows are full; and a line for people for each that has just begun to ring."""
         if not self._window or metrics.get(REWARD) is None:
             return {}, []
         self._keep(metrics)
@@ -83,7 +83,9 @@ class DriftWatch:
 
     def _keep(self, metrics: Mapping[str, Any]) -> None:
         if metrics.get(REWARD) is not None:
-            self._steps.append({name: metrics.get(name) for name in (REWARD, *(sign.metric for sign in SIGNS.values()))})
+            self._steps.append(
+                {name: metrics.get(name) for name in (REWARD, *(sign.metric for sign in SIGNS.values()))}
+            )
 
     def _halves(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
         """The metric's values [W] before and now; None when a step has none."""
