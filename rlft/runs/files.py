@@ -116,8 +116,8 @@ def free_numbered(path: Path, word: str) -> Path:
 
 
 def whole_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """(number from 1, line, where it begins) of each line of a file that lines are appended to. Half a last line, which a
-    killed process leaves, is cut off."""
+    """(number from 1, line, where it begins) of each line of a file that lines are appended to. Half a last line, which
+    a killed process leaves, is cut off."""
     place = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

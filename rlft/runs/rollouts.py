@@ -23,8 +23,8 @@ def rollouts_path(folder: Path, step: int) -> Path:
 
 def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
     """Write the samples of one step into `folder` (the run's rollouts folder), one row a sample in the groups' order.
-    `completion` leaves special tokens out; `advantages` are there where a sample's tokens have different ones; `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the
-    prompt. What an environment said is in all of them, with loss_mask false. `columns`, `messages` (of a chat prompt)
+    `completion` leaves special tokens out; `advantages` are there where a sample's tokens have different ones;
+    `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the prompt. What an environment said is in all of them, with loss_mask false. `columns`, `messages` (of a chat prompt)
     and `turns` (with an environment) are JSON."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -131,7 +131,7 @@ def _row(step: int, group: Group, index: int, sample: Sample) -> dict[str, Any]:
 
 
 def _advantages(sample: Sample) -> dict[str, Any]:
-    """The advantage at the first trained token, and where they differ, as with a critic, those of all trained tokens."""
+    """The advantage at the first trained token, and where they differ, as with a critic, all of them."""
     if sample.advantages is None or not sample.loss_mask.any():
         return {"advantage": None, "advantages": None}
     trained = sample.advantages[sample.loss_mask]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,8 @@ from rlft.errors import RunError
 from rlft.roles import Critic, Metrics, Scorer, Trained
 from rlft.runs.checkpoints import Checkpoints
 from rlft.runs.console import Console, readable_seconds
-from rlft.runs.files import atomic_write_text
 from rlft.runs.drift import DriftWatch
+from rlft.runs.files import atomic_write_text
 from rlft.runs.folder import RunFolder
 from rlft.runs.metrics import MetricsWriter, read_metrics
 from rlft.runs.rollouts import set_aside_rollouts, write_rollouts
@@ -120,7 +120,7 @@ class Run:
     def log_step(
         self, step: int, metrics: Mapping[str, float], clock: StageClock, num_tokens: int, groups: Sequence[Group] = ()
     ) -> None:
-        """Metrics of a finished step. `num_tokens`: trained tokens; `groups`: its rollouts, written when they are due."""
+        """Metrics of a finished step. `num_tokens`: trained tokens; `groups`: its rollouts, written when due."""
         self.step = step
         self.console.stage(f"in step {step + 1}")
         times = clock.metrics()
