@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlft.batch import Pack, make_pack
 from rlft.config.adapters import AdapterConfig
 from rlft.models.adapters.attach import add_adapter
+from rlft.models.adapters.training import adapter_training
 from rlft.models.policy import Policy, causal_lm, use_packed_attention
 from rlft.planning.live import LiveBytes, fused_attention
 from rlft.samples import Group, Totals
@@ -27,6 +28,7 @@ class Skeleton(NamedTuple):
 
     model: nn.Module
     config: Any  # transformers'
+    adapter: AdapterConfig | None = None  # of which a part is in the loss
 
     def sizes(self, trained: bool) -> list[int]:
         """Elements of each parameter that trains, or that does not."""
@@ -48,7 +50,7 @@ def skeleton(config: Any, dtype: str, adapter: AdapterConfig | None, steps: int 
         if adapter is not None:
             plain = adapter.model_copy(update={"type": "lora"}) if adapter.type == "pissa" else adapter
             lm = add_adapter(lm, plain, seed=0, steps=steps)  # pissa: a lora's shapes, without its singular values
-    return Skeleton(lm, config)
+    return Skeleton(lm, config, adapter)
 
 
 def update_pass(
@@ -65,6 +67,7 @@ def update_pass(
         assert parameter.grad is not None
         live.call(parameter.grad, GRADIENTS)
 
+    adapter = adapter_training(skeleton.model, skeleton.adapter)
     hooks = [p.register_post_accumulate_grad_hook(is_there) for p in policy.parameters() if p.requires_grad]
     with live, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -81,8 +84,9 @@ def update_pass(
                 loss = hidden.sum()
             del hidden
             live.part = ACTIVATIONS
-            loss.backward()
-            del loss, pack
+            penalty = adapter.penalty()
+            (loss if penalty is None else loss + penalty).backward()
+            del loss, penalty, pack
     for hook in hooks:
         hook.remove()
     policy.zero_grad()

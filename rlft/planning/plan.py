@@ -100,14 +100,16 @@ def _roles(config: Config, model: Any, lengths: Lengths) -> Iterator[Role]:
     learner, critic, dtype = config.learner, config.critic, config.model.dtype
     groups = _groups(config, lengths)
     trained = skeleton(model, dtype, config.model.adapter, config.loop.steps)
-    peak, note = _trained(config, learner, trained, groups, not (makes_reward_model(config) or learns_tasks(config)))
+    peak, note = trained_peak(
+        config, learner, trained, groups, not (makes_reward_model(config) or learns_tasks(config))
+    )
     if draws(config) and learner.gpus == 0:  # with GPUs what travels through memory is in the host's
         waiting = roles.sync_buffers(trained, weight_transport(config))
         peak = max(peak, roles.publishing_peak(peak, waiting), key=lambda p: p.total)
     yield Role("learner", learner.num_ranks, learner.gpus, peak, note)
     if uses_critic(config):
         bare = skeleton(transformers_config(config, critic.path), dtype, None)
-        peak, note = _trained(config, critic, bare, groups, with_head=False)
+        peak, note = trained_peak(config, critic, bare, groups, with_head=False)
         yield Role("critic", critic.num_ranks, critic.gpus, peak, note)
     if starts_scorer(config):
         peak = _scored(config, skeleton(model, dtype, None), groups)
@@ -129,16 +131,16 @@ def _groups(config: Config, lengths: Lengths) -> list[Group]:
     return expected_groups(prompts, 2 if compares(config.algorithm) else 1, prompt, completion, source)
 
 
-def _trained(
+def trained_peak(
     config: Config, settings: TrainedConfig, bare: Skeleton, groups: list[Group], with_head: bool
 ) -> tuple[Peak, str]:
+    """Of a rank of the learner, or of the critic, and what is told of it. `bare`: with the adapter, not quantized."""
     stage, ranks = zero_stage(settings, config.model.dtype), settings.num_ranks
     adapter = config.model.adapter if settings is config.learner else None
-    apart = (".lora_B.",) if adapter is not None and adapter.type == "lora_plus" else ()
     saved, again, base = 0, 0, config.model.quantization if settings is config.learner else None
     if base is not None:
         saved, again = roles.quantized(skeleton(bare.config, config.model.dtype, None), base)
-    training = roles.training_of(bare, stage, settings, apart, saved)
+    training = roles.training_of(bare, stage, settings, "" if adapter is None else adapter.type, saved)
     micro_batches = plan_micro_batches(groups, ranks, settings.tokens_per_micro_batch, compares(config.algorithm))[0]
     chunk, entropy = config.learner.tokens_per_logit_chunk, with_head and config.algorithm.entropy_coef > 0
     peak = roles.learner_peak(bare, training, micro_batches, settings, chunk, with_head, entropy, again)

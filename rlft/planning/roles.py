@@ -13,7 +13,7 @@ from torch import nn
 from rlft.config.model import QuantizationConfig
 from rlft.config.roles import TrainedConfig
 from rlft.planning.passes import ACTIVATIONS, LOGITS, Skeleton, scoring_pass, update_pass
-from rlft.planning.states import BUFFERS, MASTER, OPTIMIZER, WEIGHTS, Training, gathered, moments, resting
+from rlft.planning.states import ADAPTER, BUFFERS, MASTER, OPTIMIZER, WEIGHTS, Training, gathered, moments, resting
 from rlft.samples import Group, Totals, count_totals
 
 KV, SYNC = "KV cache", "sync buffers"
@@ -47,11 +47,10 @@ def quantized(plain: Skeleton, quantization: QuantizationConfig) -> tuple[int, i
     return sum(whole) - int(sum(w.numel() for w in weights) * bits / 8), max(whole, default=0)
 
 
-def training_of(
-    skeleton: Skeleton, stage: int, settings: TrainedConfig, ratio_of: Sequence[str] = (), saved: int = 0
-) -> Training:
-    """How the skeleton's weights are trained. `ratio_of`: parts of names whose parameters have a learning rate of their
-    own, and so are groups of the optimizer for themselves. `saved`: bytes of what does not train that are not there."""
+def training_of(skeleton: Skeleton, stage: int, settings: TrainedConfig, adapter: str = "", saved: int = 0) -> Training:
+    """How the skeleton's weights are trained. `adapter`: its kind. `saved`: bytes of what does not train that are not
+    there."""
+    ratio_of = (".lora_B.",) if adapter == "lora_plus" else ()  # a learning rate of their own: groups for themselves
     named = [(n, p) for n, p in skeleton.model.named_parameters() if p.requires_grad]
     groups = dict[tuple[bool, bool], list[int]]()
     for name, p in named:
@@ -60,7 +59,7 @@ def training_of(
     frozen = skeleton.num_bytes() - sum(p.numel() * p.element_size() for _, p in named)
     parts, on_gpu = tuple(map(tuple, groups.values())), settings.gpus > 0
     return Training(
-        parts, frozen - saved, width, stage, settings.num_ranks, on_gpu, settings.optimizer, settings.offload
+        parts, frozen - saved, width, stage, settings.num_ranks, on_gpu, settings.optimizer, settings.offload, adapter
     )
 
 
@@ -128,7 +127,7 @@ def vllm_peak(skeleton: Skeleton, parallel: int, rows: int, samples: int, prompt
 
 def publishing_peak(peak: Peak, waiting: int) -> Peak:
     """A learner between updates, with so many bytes that wait to be sent."""
-    kept = {name: peak.parts[name] for name in (WEIGHTS, MASTER, OPTIMIZER)}
+    kept = {name: peak.parts[name] for name in (WEIGHTS, MASTER, OPTIMIZER, ADAPTER)}
     return Peak("publishing", _positive(Counter(kept | {SYNC: waiting})))
 
 

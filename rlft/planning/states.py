@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WEIGHTS, MASTER, OPTIMIZER, GRADIENTS, BUFFERS = "weights", "master weights", "optimizer", "gradients", "buffers"
+ADAPTER = "adapter's schedule"
 GIB = 1 << 30
 _BUCKET = 500_000_000  # elements that DeepSpeed reduces at once, and keeps gathered with ZeRO-3, by default
 
@@ -18,6 +19,10 @@ _STATE = {  # bytes that the optimizer keeps of an element; adafactor's rows and
     "adamw": 8, "adamw_fused": 8, "cpu_adam": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "lion": 4,
     "adafactor": 0, "muon": 4,
 }  # fmt: skip
+_BESIDE = {  # by kind of adapter, in copies of what trains: what it keeps, and what it makes for a step
+    "adalora": (3, 1),  # peft's allocator: importance, its mean and its spread; and the gradients
+    "delta_lora": (0, 1),  # itself as it was
+}
 _IN_PLACE = ("adamw_fused", "cpu_adam", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
@@ -32,6 +37,7 @@ class Training(NamedTuple):
     foreach: bool  # the optimizer takes all parameters at once: on GPUs
     optimizer: str = "adamw"
     offload: str = "none"  # to CPU memory, as learner.offload
+    adapter: str = ""  # its kind
 
     @property
     def trained(self) -> int:
@@ -55,7 +61,14 @@ def resting(training: Training) -> Counter[str]:
         WEIGHTS: weights,
         MASTER: 4 * t // n if training.stage or training.width < 4 else 0,
         OPTIMIZER: _STATE[training.optimizer] * t // n,
+        ADAPTER: _beside(training)[0],
     })  # fmt: skip
+
+
+def _beside(training: Training) -> tuple[int, int]:
+    """Bytes that the adapter keeps, and makes for a step."""
+    kept, made = _BESIDE.get(training.adapter, (0, 0))
+    return kept * training.trained * training.width, made * training.trained * training.width
 
 
 def gathered(training: Training) -> int:
@@ -74,7 +87,7 @@ def moments(training: Training) -> dict[str, Counter[str]]:
         return {"reduce": reduced}
     if training.stage == 0:
         step = _temporary([size for group in training.groups for size in group], training)
-        return {"reduce": reduced, "step": Counter({GRADIENTS: t * w, BUFFERS: step})}
+        return {"reduce": reduced, "step": Counter({GRADIENTS: t * w, BUFFERS: step + _beside(training)[1]})}
     left = t if training.stage == 1 else t // n  # elements of gradients that stay
     steps = list[Counter[str]]()
     for group in training.groups:  # one at a time; the gradients of those that follow are still there

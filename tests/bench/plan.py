@@ -24,14 +24,15 @@ from typing import Any
 from tests.bench.process import result_of
 
 LIMIT = 0.15
+_SHORT = {"layers": 5, "vocabulary": 4000, "samples": 4, "completion": 64}
 CASES: dict[str, dict[str, Any]] = {
     "full 512x8": {},
     "full 512x8 checkpointing": {"checkpointing": True},
-    "lora 512x8": {"rank": 16},
+    "lora 512x8": {"adapter": {"rank": 16}},
     "draw 512x8": {"draw": True, "completion": 400, "samples": 16, "groups": 4},
     "full 512x8 zero 2, 4 micro-batches": {"stage": 2, "groups": 4, "completion": 64},
     "lora 768x6 zero 2 checkpointing, 2 micro-batches": {
-        "hidden": 768, "layers": 6, "rank": 16, "stage": 2, "groups": 2, "checkpointing": True,
+        "hidden": 768, "layers": 6, "adapter": {"rank": 16}, "stage": 2, "groups": 2, "checkpointing": True,
     },
     "full 768x12 zero 2 checkpointing, small pack": {
         "hidden": 768, "layers": 12, "stage": 2, "checkpointing": True, "samples": 2,
@@ -44,10 +45,18 @@ CASES: dict[str, dict[str, Any]] = {
     "draw 256x12 large vocabulary": {
         "draw": True, "hidden": 256, "layers": 12, "completion": 100, "samples": 64, "groups": 2, "vocabulary": 32000,
     },
+    "adalora 512x5": {**_SHORT, "adapter": {"type": "adalora", "rank": 64}},
+    "delta_lora 512x5": {**_SHORT, "adapter": {"type": "delta_lora", "rank": 64}},
+    "lora_drop 512x5": {**_SHORT, "adapter": {"type": "lora_drop", "rank": 64, "sample_steps": 2}},
+    "vera 512x5": {**_SHORT, "adapter": {"type": "vera", "rank": 256}},
+    "lora 512x5 nf4": {**_SHORT, "adapter": {"rank": 16}, "quantization": {"type": "nf4"}},
+    "lora 512x5 int8": {**_SHORT, "adapter": {"rank": 16}, "quantization": {"type": "int8"}},
+    "dora 512x5 nf4": {**_SHORT, "adapter": {"type": "dora", "rank": 16}, "quantization": {"type": "nf4"}},
 }  # fmt: skip
 DEFAULTS: dict[str, Any] = {
     "hidden": 512, "layers": 8, "vocabulary": 8000, "groups": 1, "samples": 8, "prompt": 64, "completion": 128,
-    "stage": 0, "checkpointing": False, "rank": 0, "chunk": 2048, "dtype": "float32", "draw": False,
+    "stage": 0, "checkpointing": False, "adapter": None, "quantization": None, "chunk": 2048, "dtype": "float32",
+    "draw": False,
 }  # fmt: skip
 
 
@@ -59,7 +68,7 @@ def settings(case: dict[str, Any], folder: str) -> Any:
     return load_config(
         {
             "model": {"path": folder, "dtype": case["dtype"]}
-            | ({"adapter": {"rank": case["rank"]}} if case["rank"] else {}),
+            | {name: case[name] for name in ("adapter", "quantization") if case[name]},
             "algorithm": {"group_size": max(2, case["samples"])},
             "rewards": {"functions": [{"function": "finished"}]},
             "generator": {"max_new_tokens": case["completion"], "ignore_eos": True, "engine": "transformers"},
@@ -143,19 +152,18 @@ def predict(case: dict[str, Any], folder: str) -> dict[str, Any]:
 
     from transformers import AutoConfig
 
-    from rlft.config.derived import zero_stage
     from rlft.planning.passes import skeleton
-    from rlft.planning.roles import generator_peak, learner_peak, training_of
+    from rlft.planning.plan import trained_peak
+    from rlft.planning.roles import generator_peak
     from rlft.planning.shapes import expected_groups
 
     begin, config = time.perf_counter(), settings(case, folder)
-    bare = skeleton(AutoConfig.from_pretrained(folder), case["dtype"], config.model.adapter)
+    bare = skeleton(AutoConfig.from_pretrained(folder), case["dtype"], config.model.adapter, config.loop.steps)
     if case["draw"]:
         peak = generator_peak(bare, case["groups"], case["samples"], case["prompt"], case["completion"])
     else:
-        training = training_of(bare, zero_stage(config.learner, case["dtype"]), config.learner)
         groups = expected_groups(case["groups"], case["samples"], case["prompt"], case["completion"])
-        peak = learner_peak(bare, training, [[g] for g in groups], config.learner, case["chunk"])
+        peak, _ = trained_peak(config, config.learner, bare, groups, with_head=True)
     parts = {name: round(size / 1e6, 1) for name, size in peak.parts.items()}
     seconds = round(time.perf_counter() - begin, 1)
     return {"predicted_mb": peak.total / 1e6, "moment": peak.moment, "parts_mb": parts, "seconds": seconds}
@@ -165,7 +173,7 @@ def run_case(name: str, case: dict[str, Any]) -> dict[str, Any]:
     """One line."""
     with tempfile.TemporaryDirectory() as folder:
         make_model(case, Path(folder) / "m")
-        make_model(case | {"hidden": 128, "layers": 1}, Path(folder) / "small")
+        make_model(case | {"hidden": 128, "layers": 2}, Path(folder) / "small")
         words = [json.dumps(case), str(Path(folder) / "m"), str(Path(folder) / "small")]
         found = {}
         for job in ("predict", "measure"):

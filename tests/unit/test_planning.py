@@ -54,7 +54,7 @@ def test_fused_attention_keeps_no_matrix_of_scores() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", [None, "lora", "dora", "vera", "ia3", "bottleneck", "prompt", "prefix"])
+@pytest.mark.parametrize("kind", [None, "lora", "dora", "vera", "adalora", "ia3", "bottleneck", "prompt", "prefix"])
 @pytest.mark.parametrize("chunk", [1000, 16])
 def test_a_pass_without_tensors_is_the_pass_with_them(
     tiny_folder: Path, kind: str | None, checkpointing: bool, chunk: int
@@ -68,7 +68,7 @@ def test_a_pass_without_tensors_is_the_pass_with_them(
         bare = skeleton(config, "float32", adapter)
         if real:
             lm: Any = AutoModelForCausalLM.from_pretrained(tiny_folder)
-            bare = Skeleton(lm if adapter is None else add_adapter(lm, adapter, seed=0), config)
+            bare = Skeleton(lm if adapter is None else add_adapter(lm, adapter, seed=0), config, adapter)
         live = update_pass(bare, [[group] for group in groups], count_totals(groups, 9), checkpointing, chunk)
         found.append((live.peak, dict(live.at_peak), live.total, bare.num_bytes()))
     planned, real = found
@@ -120,6 +120,15 @@ def test_states_by_hand() -> None:
     assert resting(whole)["weights"] == 2000
     assert gathered(whole) == 8000, "all of so small a model"
     assert gathered(plain) == 0
+
+
+def test_what_kinds_of_adapters_keep_and_make_by_hand() -> None:
+    """Of 1000 elements, AdaLoRA three more numbers each; for a step its gradients, or Delta-LoRA itself as it was."""
+    plain = Training(((600, 300), (100,)), frozen=4000, width=4, stage=0, ranks=1, foreach=False, adapter="lora")
+    assert resting(plain._replace(adapter="adalora")) - resting(plain) == Counter({"adapter's schedule": 12000})
+    for kind in ("adalora", "delta_lora"):
+        more = moments(plain._replace(adapter=kind))["step"] - moments(plain)["step"]
+        assert more == Counter({"buffers": 4000})
 
 
 def test_optimizers_offloading_and_quantized_bases_by_hand() -> None:
