@@ -24,8 +24,9 @@ def rollouts_path(folder: Path, step: int) -> Path:
 def write_rollouts(folder: Path, step: int, groups: Sequence[Group]) -> Path:
     """Write the samples of one step into `folder` (the run's rollouts folder), one row a sample in the groups' order.
     `completion` leaves special tokens out; `advantages` are there where a sample's tokens have different ones;
-    `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the prompt. What an environment said is in all of them, with loss_mask false. `columns`, `messages` (of a chat prompt)
-    and `turns` (with an environment) are JSON."""
+    `token_ids`, `loss_mask` and `sampler_logprobs` cover everything behind the prompt. What an environment said is in
+    all of them, with loss_mask false. `columns`, `messages` (of a chat prompt) and `turns` (with an environment) are
+    JSON."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
