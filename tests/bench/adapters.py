@@ -3,10 +3,11 @@
     python -m tests.bench.adapters [--only lora dora] [--steps 60] [--skip-vllm] [--assets DIR]
 
 For each kind, in a process of its own: GRPO on the yardstick from its warm start (greedy accuracy before and after, 128
-samples a step); the largest difference of a log-prob between the learner and what it becomes (merged into a plain
-model, saved and loaded, drawn by vLLM after an update, on two ranks of ZeRO-3, with an NF4 base drawn by the embedded
-generator); the parameters that train on a Qwen2 of 8 layers of width 512, and the largest memory of three updates of
-1000 tokens there, above that of the process before it loads the model. Prints one JSON line a kind, then the table.
+samples a step), and with virtual tokens SFT too (held-out loss before and after, 64 rows a step); the largest
+difference of a log-prob between the learner and what it becomes (merged into a plain model, saved and loaded, drawn by
+vLLM after an update, on two ranks of ZeRO-3, with an NF4 base drawn by the embedded generator); the parameters that
+train on a Qwen2 of 8 layers of width 512, and the largest memory of three updates of 1000 tokens there, above that of
+the process before it loads the model. Prints one JSON line a kind, then the table.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "lora_drop": {"sample_steps": 3},
 }
 NAMES = {"trains": "greedy accuracy", "merged": "merges", "saved": "saved, loaded", "vllm": "vLLM", "zero_3": "ZeRO-3"}
+NAMES |= {"supervised": "held-out loss by SFT"}
 NAMES |= {"nf4": "NF4 base", "parameters": "parameters", "memory_mb": "memory"}
 
 
@@ -238,8 +240,41 @@ def abilities(a: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
     return {name: check(a, kind, folder) for name, check in CHECKS.items()}
 
 
+def supervised(a: argparse.Namespace, kind: str, folder: Path) -> dict[str, Any]:
+    """Held-out loss before and after SFT on the yardstick's rows, for kinds with virtual tokens: before those are
+    learned the model says too little that is right for a reward to teach them."""
+    from actors import launch
+    from rlft.config.adapters import KINDS
+    from rlft.config.load import load_config
+    from rlft.runs.metrics import read_metrics
+    from tests.bench.from_data import write_rows
+
+    if kind == FULL or not KINDS[kind].virtual:
+        return {"supervised": None}
+    assets = Path(a.assets)
+    write_rows(assets, folder, 0)
+    held_out = [json.loads(line) for line in (assets / "eval.jsonl").read_text().splitlines()]
+    lines = [json.dumps({"prompt": row["prompt"], "completion": row["answer"]}) + "\n" for row in held_out]
+    (folder / "held_out.jsonl").write_text("".join(lines))
+    config = {
+        "run": {"name": kind, "dir": str(folder / "runs"), "seed": 0},
+        "model": {"path": str(assets / "sft30"), "adapter": adapter(kind)},
+        "data": {"path": str(folder / "train.jsonl")},
+        "evaluation": {"path": str(folder / "held_out.jsonl"), "every": a.steps},
+        "algorithm": {"type": "sft"},
+        "learner": {"lr": RATES[kind]},
+        "loop": {"steps": a.steps, "prompts_per_step": 64},
+        "tracking": {"tensorboard": False},
+        "cluster": {"mode": "inline", "threads": 1},
+    }
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        result = launch.train(load_config(config))
+    losses = [row["eval/nll"] for row in read_metrics(result.folder / "eval.jsonl")]
+    return {"supervised": [losses[0], losses[-1]]}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, str, Path], dict[str, Any]]] = {
-    "memory": memory, "abilities": abilities,
+    "memory": memory, "abilities": abilities, "supervised": supervised,
 }  # fmt: skip
 
 
@@ -250,8 +285,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [f"`{row['kind']}`"]
         for name in NAMES:
             value = row.get(name)
-            if name == "trains":
-                cells.append(f"{value[0]:.2f} to {value[1]:.2f}")
+            if name in ("trains", "supervised"):
+                cells.append(f"{value[0]:.2f} to {value[1]:.2f}" if value else "")
             elif name in ("parameters", "memory_mb"):
                 cells.append(f"{value:,}" if name == "parameters" else f"{value} MB")
             else:
@@ -283,6 +318,7 @@ def main() -> None:
             row: dict[str, Any] = {"bench": "adapters", "kind": kind, "trains": trains(a, kind, Path(folder))}
         for part in PARTS:
             words = ["--here", part, "--only", kind, "--assets", a.assets, *(["--skip-vllm"] if a.skip_vllm else [])]
+            words += ["--steps", str(a.steps)]
             row |= result_of("tests.bench.adapters", words, f"{kind}, {part}")
         rows.append(row)
         print(json.dumps(row), flush=True)

@@ -1,10 +1,11 @@
 """How fast verifiers are: what a step's rewards cost on this machine.
 
-    python -m tests.bench.rewards [--only code] [--seconds 10]
+    python -m tests.bench.rewards [--only code math judge] [--seconds 10]
 
 Prints one JSON line a part. `code`: whole judgements a second (a program of a few lines against four asserts) in the
 sandbox, one for each core at a time, beside a plain cold subprocess for each, which has no sandbox at all: `python -c`
 of program and tests. In turn, several times; medians. CPU milliseconds are those of all processes of a judgement.
+`math` and `judge`: see rewards_math and rewards_judge beside this file, which have more options.
 """
 
 from __future__ import annotations
@@ -76,14 +77,28 @@ def _cpu() -> float:
     return sum(sum(process.cpu_times()[:4]) for process in everyone)
 
 
-PARTS: dict[str, Callable[[float], dict[str, Any]]] = {"code": code}
+def math(seconds: float) -> dict[str, Any]:
+    """See tests.bench.rewards_math."""
+    from tests.bench.rewards_math import pairs_per_second
+
+    return {"part": "math"} | pairs_per_second()
+
+
+def judge(seconds: float) -> dict[str, Any]:
+    """See tests.bench.rewards_judge."""
+    from tests.bench.rewards_judge import measure
+
+    return {"part": "judge"} | measure(groups=32, size=16, delay_s=0.2, concurrent=64, threads=4)
+
+
+PARTS: dict[str, Callable[[float], dict[str, Any]]] = {"code": code, "math": math, "judge": judge}
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the parts and print a line for each."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.rewards")
     parser.add_argument("--only", choices=sorted(PARTS), nargs="*", default=sorted(PARTS))
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement of `code`")
     options = parser.parse_args(words)
     for name in options.only:
         print(json.dumps(PARTS[name](options.seconds)), flush=True)
