@@ -26,6 +26,8 @@ PROVIDED = ("prompts", "prompt_texts", "completions", "completion_ids", "finish_
 """What every reward function may ask for besides the columns of the data. `prompt_texts`: as the model sees them,
 template included. `earlier_rewards`: by name, what the functions before it in the list have said; not one entry per
 completion but one list per function."""
+ON_REQUEST = frozenset({"prompt_texts", "earlier_rewards"})
+"""Of these, what a function gets only where it names it: whoever takes everything (**kwargs) expects columns."""
 
 
 REWARD = Kind("rewards", "reward", "function", {name: reward.function for name, reward in BUILTIN.items()})
@@ -41,6 +43,7 @@ class BoundReward:
     timeout_s: float
     args: Mapping[str, Any]
     accepts: frozenset[str] | None  # parameters that the function names; None: it takes everything (**kwargs)
+    not_asked: frozenset[str]  # of what only those get who name it, what this function does not name
     required: tuple[str, ...]  # of these, the ones without a default
     file: str | None  # where the function is written, to find its lines in tracebacks
     spec: RewardFunction | None  # how to load it again elsewhere; None for a callable
@@ -63,7 +66,7 @@ class BoundReward:
         self.check_columns(provided)
         everything = {**provided, **self.args}
         if self.accepts is None:
-            return everything
+            return {name: value for name, value in everything.items() if name not in self.not_asked}
         return {name: value for name, value in everything.items() if name in self.accepts}
 
     def check_columns(self, names: Iterable[str]) -> None:
@@ -135,7 +138,7 @@ def _bind(
     if hasattr(function, "with_args"):
         function, args = function.with_args(**args), {}  # type: ignore[attr-defined]  # no column can pass for one
     function = adapted(function, name, args)
-    accepts, required = _parameters(function, name)
+    accepts, required, not_asked = _parameters(function, name)
     clash = [key for key in values.args if key in PROVIDED]
     if clash:
         raise UserError(
@@ -159,6 +162,7 @@ def _bind(
         args=args,
         accepts=accepts,
         required=required,
+        not_asked=not_asked,
         file=code.co_filename if code else None,
         spec=spec,
         folder=folder,
@@ -175,17 +179,20 @@ def _code(function: Callable[..., Any]) -> Any:
     return getattr(own, "__code__", None) or getattr(vars(type(own)).get("__call__"), "__code__", None)
 
 
-def _parameters(function: Callable[..., Any], name: str) -> tuple[frozenset[str] | None, tuple[str, ...]]:
-    """The names that may be passed (None: any) and those that must be."""
+def _parameters(
+    function: Callable[..., Any], name: str
+) -> tuple[frozenset[str] | None, tuple[str, ...], frozenset[str]]:
+    """The names that may be passed (None: any), those that must be, and of ON_REQUEST those that are not asked for."""
     if isinstance(function, Foreign):
-        return None, function.required
+        return None, function.required, frozenset()
     try:
         parameters = inspect.signature(function).parameters.values()
     except (ValueError, TypeError):  # written in C without a signature
-        return None, ()
+        return None, (), ON_REQUEST
     if any(one.kind is one.POSITIONAL_ONLY for one in parameters):
         raise UserError(f"rewards: {name!r} has positional-only parameters. Rewards are called with keywords only.")
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     required = tuple(one.name for one in named if one.default is one.empty)
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    return (None if takes_all else frozenset(one.name for one in named)), required
+    names = frozenset(one.name for one in named)
+    return (None if takes_all else names), required, ON_REQUEST - names

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,10 +57,10 @@ class RemoteReward:
         """The server may be asked about several groups at once."""
         return nullcontext()
 
-    def __call__(self, label_key: str | None = None, **provided: Any) -> Any:
+    def __call__(self, prompt_texts: Sequence[str], label_key: str | None = None, **provided: Any) -> Any:
         """One result for each completion. `label_key`: the column that the server gets as labels; `label` or `labels`
         without one."""
-        body = json.dumps(query(provided, label_key, "query"), default=str).encode()
+        body = json.dumps(query({**provided, "prompt_texts": prompt_texts}, label_key, "query"), default=str).encode()
         count = len(provided["completions"])
         end = deadline()
         for attempt in range(MAX_TRIES):

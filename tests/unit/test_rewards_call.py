@@ -32,8 +32,6 @@ def test_everything_is_passed_by_keyword() -> None:
     scored = rewards_of(reward).score_group(group(answer="x", line=7))
     assert seen == {
         "prompts": ["p", "p"],
-        "prompt_texts": ["p", "p"],
-        "earlier_rewards": {},
         "completions": ["c0", "c1"],
         "completion_ids": [[10, 2], [11, 2]],
         "finish_reasons": ["stop", "length"],
@@ -41,6 +39,16 @@ def test_everything_is_passed_by_keyword() -> None:
         "line": [7, 7],
     }
     assert [sample.reward for sample in scored.samples] == [1.0, 2.0]
+
+
+def test_what_is_no_column_comes_to_those_who_name_it() -> None:
+    def reward(prompt_texts: Any, earlier_rewards: Any, **kwargs: Any) -> list[float]:
+        seen.update(kwargs, prompt_texts=prompt_texts, earlier_rewards=earlier_rewards)
+        return [1.0, 2.0]
+
+    seen: dict[str, Any] = {}
+    rewards_of(reward).score_group(group(answer="x"))
+    assert (seen["prompt_texts"], seen["earlier_rewards"], seen["answer"]) == (["p", "p"], {}, ["x", "x"])
     assert type(seen["completion_ids"][0][0]) is int
 
 
