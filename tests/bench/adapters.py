@@ -39,9 +39,13 @@ KEYS: dict[str, dict[str, Any]] = {
     "lora_experts": {"tasks": ["a", "b"]},
     "lora_drop": {"sample_steps": 3},
 }
-NAMES = {"trains": "greedy accuracy", "merged": "merges", "saved": "saved, loaded", "vllm": "vLLM", "zero_3": "ZeRO-3"}
-NAMES |= {"supervised": "held-out loss by SFT"}
-NAMES |= {"nf4": "NF4 base", "parameters": "parameters", "memory_mb": "memory"}
+NAMES = {
+    "trains": "greedy accuracy",
+    "supervised": "held-out loss by SFT",
+    "merged": "merges",
+    "saved": "saved, loaded",
+}
+NAMES |= {"vllm": "vLLM", "zero_3": "ZeRO-3", "nf4": "NF4 base", "parameters": "parameters", "memory_mb": "memory"}
 
 
 def adapter(kind: str) -> dict[str, Any] | None:
