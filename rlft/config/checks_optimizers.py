@@ -119,6 +119,6 @@ def _check_offload(role: str, trained: TrainedConfig, stage: int) -> Iterator[Pr
         yield Problem(f"{role}.offload", f"{offload}, but {role}.optimizer {name} stays on the GPU; expected {able}")
         return
     least = 3 if offload == "optimizer_and_weights" else 1
-    if stage < least:
+    if stage < least and trained.gpus > 0:  # without, offload has no effect, which is told elsewhere
         stages = "3" if least == 3 else "1, 2 or 3"
         yield Problem(f"{role}.offload", f"{offload} needs {role}.zero_stage {stages}, found {stage}; set it")

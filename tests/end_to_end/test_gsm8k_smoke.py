@@ -32,7 +32,10 @@ def test_every_part_runs(tmp_path: Path, mode: str) -> None:
         assert file == DATA.name and row["columns"] == question
         assert row["prompt"].strip() == question["question"].strip()
         assert 0 < row["num_tokens"] == len(row["token_ids"]) <= 48
-        assert row["status/math"] == row["status/finished"] == "ok"
+        assert row["status/finished"] == "ok" and row["status/math"] in ("ok", "wrong", "unparsed")
+        assert (row["reward/math"], row["detail/math"] is None) == (
+            (1, True) if row["status/math"] == "ok" else (0, False)
+        )
         assert row["reward"] == pytest.approx(row["reward/math"] + 0.1 * row["reward/finished"])
     assert sum(len(row["completion"]) > 10 for row in rows) > len(rows) / 2, "most have text"
     assert len({row["prompt_id"] for row in rows}) == 12, "three batches of four questions"
