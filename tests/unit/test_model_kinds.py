@@ -80,7 +80,7 @@ def test_reward_models_are_not_taken_for_each_other(tmp_path: Path, folder: Path
     whole: Any = model.model
     whole.save_pretrained(target)
     if adapter is not None:
-        mark_adapter(target, "reward")
+        mark_adapter(target, "reward", "float32")
     check_reward_model(str(target))
     with pytest.raises(UserError, match=r"trained with algorithm\.type reward, .* Use reward_model, or"):
         check_process_reward_model(str(target))
