@@ -1,8 +1,9 @@
 """`rlft plan` against measured memory: real learner updates and generator draws, each case in a process of its own.
 
-    python -m tests.bench.plan [--cases PART_OF_NAME]
+    python -m tests.bench.plan [--cases PART_OF_NAME] [--device cuda]
 
-Measured is the peak of the resident set (VmHWM, reset once everything is built) above what it was when everything was
+On a GPU measured is the peak of what tensors take there (torch.cuda.max_memory_allocated), with larger models. Without
+one it is the peak of the resident set (VmHWM, reset once everything is built) above what it was when everything was
 imported and DeepSpeed had started. One JSON line a case; exit code 1 when one is off by more than 15%.
 
 glibc raises the size from which memory goes back to the system as it goes (to 32 MB), and what it then keeps in pieces
@@ -53,10 +54,22 @@ CASES: dict[str, dict[str, Any]] = {
     "lora 512x5 int8": {**_SHORT, "adapter": {"rank": 16}, "quantization": {"type": "int8"}},
     "dora 512x5 nf4": {**_SHORT, "adapter": {"type": "dora", "rank": 16}, "quantization": {"type": "nf4"}},
 }  # fmt: skip
+_LARGE = {
+    "hidden": 1024, "layers": 16, "vocabulary": 32000, "prompt": 256, "completion": 512, "stage": 2,
+    "dtype": "bfloat16",
+}  # fmt: skip
+ON_GPU: dict[str, dict[str, Any]] = {
+    "full 1024x16 bfloat16 zero 2": _LARGE,
+    "full 1024x16 bfloat16 zero 2 checkpointing": {**_LARGE, "checkpointing": True},
+    "full 1024x16 float32": {**_LARGE, "stage": 0, "dtype": "float32"},
+    "lora 1024x16 bfloat16 zero 2": {**_LARGE, "adapter": {"rank": 16}},
+    "lora 1024x16 nf4": {**_LARGE, "adapter": {"rank": 16}, "quantization": {"type": "nf4"}},
+    "draw 1024x16 bfloat16": {**_LARGE, "draw": True, "groups": 8, "samples": 16},
+}  # fmt: skip
 DEFAULTS: dict[str, Any] = {
     "hidden": 512, "layers": 8, "vocabulary": 8000, "groups": 1, "samples": 8, "prompt": 64, "completion": 128,
     "stage": 0, "checkpointing": False, "adapter": None, "quantization": None, "chunk": 2048, "dtype": "float32",
-    "draw": False,
+    "draw": False, "device": "cpu",
 }  # fmt: skip
 
 
@@ -106,6 +119,24 @@ def memory(what: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
 
+def reset_peak(device: str) -> None:
+    """From now on the peak counts."""
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: str) -> int:
+    """Bytes, since the reset."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if device == "cuda" else memory("VmHWM")
+
+
 def measure(case: dict[str, Any], folder: str) -> dict[str, Any]:
     """In this process: peak above the baseline of imports."""
     import torch
@@ -120,30 +151,28 @@ def measure(case: dict[str, Any], folder: str) -> dict[str, Any]:
     from rlft.samples import SamplingParams, count_totals
 
     torch.set_num_threads(1)
-    config = settings(case, folder)
+    config, device = settings(case, folder), case["device"]
     groups = expected_groups(case["groups"], case["samples"], case["prompt"], case["completion"])
-    join(Rendezvous(), torch.device("cpu"))
+    join(Rendezvous(), torch.device(device))
     load_model(config.model.model_copy(update={"path": sys.argv[-1]}))  # a tiny one: what loading imports
     gc.collect()
-    baseline = memory("VmRSS")
+    baseline = torch.cuda.memory_allocated() if device == "cuda" else memory("VmRSS")
     if case["draw"]:
         tokenizer = bytes_tokenizer()
-        generator = TransformersGenerator(config.model, tokenizer, 256)
+        generator = TransformersGenerator(config.model, tokenizer, 256, device)
         named = load_model(config.model).named_parameters()
         generator.load(pack_weights(named, 0, True, []))
         del named
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_peak(device)
         params = SamplingParams(case["samples"], case["completion"], 1.0, ignore_eos=True)
         seeds = [[100 * i + j for j in range(case["samples"])] for i in range(len(groups))]
         list(generator.generate([g.prompt for g in groups], seeds, params, 0))
     else:
-        rank = PolicyRank(config, Rendezvous())
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")
+        rank = PolicyRank(config, Rendezvous(), device)
+        reset_peak(device)
         for _ in range(2):  # the second has the optimizer's state from its beginning
             rank.update([[group] for group in groups], count_totals(groups, 8), 1e-6, 0, 0.0)
-    return {"measured_mb": (memory("VmHWM") - baseline) / 1e6}
+    return {"measured_mb": (peak_memory(device) - baseline) / 1e6}
 
 
 def predict(case: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -186,6 +215,7 @@ def main() -> int:
     """All cases, or one job of one of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", default="")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--job", choices=("predict", "measure"))
     parser.add_argument("words", nargs="*")
     args = parser.parse_args()
@@ -194,9 +224,9 @@ def main() -> int:
         return 0
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     lines = list[dict[str, Any]]()
-    for name, changes in CASES.items():
+    for name, changes in (ON_GPU if args.device == "cuda" else CASES).items():
         if args.cases in name:
-            lines.append(run_case(name, DEFAULTS | changes))
+            lines.append(run_case(name, DEFAULTS | changes | {"device": args.device}))
             print(json.dumps(lines[-1]), flush=True)
     return 0 if all(abs(line["off"]) <= LIMIT for line in lines) else 1
 
