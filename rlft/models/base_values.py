@@ -30,7 +30,8 @@ def base_values(lm: nn.Module) -> Values:
     found = {}
     for name, weight in lm.named_parameters():
         if name not in packed and weight.is_floating_point() and weight.numel():
-            places = torch.linspace(0, weight.numel() - 1, _NUMBERS, device=weight.device).long()
+            last, spaces = weight.numel() - 1, _NUMBERS - 1  # whole numbers: float32 has no places beyond 2**24
+            places = torch.tensor([i * last // spaces for i in range(_NUMBERS)], device=weight.device)
             found[name] = weight.reshape(-1)[places].float().tolist()
     return found
 
