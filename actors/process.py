@@ -20,8 +20,8 @@ def set_environment() -> None:
 def prepare(config: Config, gpus: float, cpus: float | None = None) -> None:
     """Quiet libraries, and the number of threads. That is cluster.threads, otherwise an actor's cpus (at least 1);
     without either, torch's own choice. `gpus`: those of this process."""
-    if gpus == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed looks for one and warns
+    # Without, DeepSpeed looks for one and warns; and an actor on a GPU may have inherited the driver's, which has none.
+    os.environ["DS_ACCELERATOR"] = "cuda" if gpus > 0 else "cpu"
     import torch
     from transformers.utils import logging
 

@@ -288,8 +288,7 @@ def join(where: Rendezvous, device: torch.device) -> None:
         RANK=str(where.rank), WORLD_SIZE=str(where.num_ranks), LOCAL_RANK="0", LOCAL_SIZE=str(where.num_ranks),
         MASTER_ADDR=where.host, MASTER_PORT=str(where.port),
     )  # fmt: skip
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["DS_ACCELERATOR"] = device.type
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with quiet():
         import deepspeed
