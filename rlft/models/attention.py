@@ -20,6 +20,24 @@ from torch import Tensor
 ATTENTION = "rlft"  # name under which transformers finds `attend`
 
 
+def fused(
+    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """torch's scaled_dot_product_attention, with keys and values repeated for the query heads that share them where
+    else no fused kernel of this GPU would do: torch would keep a matrix of scores [H, L, L] of every layer. Seen on an
+    H100 in float32."""
+    if enable_gqa and query.is_cuda:
+        asked = torch.backends.cuda.SDPAParams(query, key, value, attn_mask, 0.0, is_causal, True)
+        able = torch.backends.cuda.can_use_flash_attention(asked) or torch.backends.cuda.can_use_cudnn_attention(asked)
+        if not able:
+            times, enable_gqa = query.shape[1] // key.shape[1], False
+            key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
 class Ahead(NamedTuple):
     """What stands before every trunk, in the places 0 .. P - 1: tokens of which only embeddings are given, that go
     through the model as others do, or the keys and values that each layer would make of tokens."""
@@ -91,7 +109,7 @@ class _Rows:
 class PackedLayout:
     """Causal attention within each trunk, and from each branch to its trunk and to itself."""
 
-    kernel = staticmethod(F.scaled_dot_product_attention)  # another where nothing is computed (rlft.planning)
+    kernel = staticmethod(fused)  # another where nothing is computed (rlft.planning)
 
     def __init__(
         self,

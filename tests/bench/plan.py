@@ -87,7 +87,8 @@ def settings(case: dict[str, Any], folder: str) -> Any:
             "generator": {"max_new_tokens": case["completion"], "ignore_eos": True, "engine": "transformers"},
             "learner": {
                 "zero_stage": case["stage"], "tokens_per_micro_batch": sequences, "lr": 1e-6,
-                "gradient_checkpointing": case["checkpointing"], "tokens_per_logit_chunk": case["chunk"],
+                "gpus": int(case["device"] == "cuda"), "gradient_checkpointing": case["checkpointing"],
+                "tokens_per_logit_chunk": case["chunk"],
             },
             "loop": {"prompts_per_step": case["groups"], "mismatch_stop": 1e9},
         }

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
 ]
 
-ON_ONE_GPU = {"generator.gpus": 1, "learner.gpus": 1, "cluster.mode": "inline"}
+ON_ONE_GPU = {"generator.gpus": 1, "learner.gpus": 1, "cluster.mode": "inline", "generator.engine": "transformers"}
 LORA = {"model.adapter": {"rank": 4}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": LORA,
