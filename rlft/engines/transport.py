@@ -10,11 +10,10 @@ fingerprints of what its model holds with those of the learner.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,16 +77,43 @@ class Channel:
         return tensor
 
 
+class _Shared:
+    """A tensor on a GPU: itself in this process, where CUDA cannot map it, and a handle of it in others."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor; `device` is the one that it lies on."""
+        return self._tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        return _Handle, reduce_tensor(self._tensor)
+
+
+class _Handle(NamedTuple):
+    """What torch needs to map another process's tensor."""
+
+    rebuild: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor, mapped; the same GPU may have another number in this process."""
+        arguments = list(self.arguments)
+        arguments[6] = device.index or 0
+        return self.rebuild(*arguments)
+
+
 def share_on_gpu(tensors: Mapping[str, Tensor], version: int, complete: bool, trainable: Sequence[str]) -> WeightUpdate:
     """An update whose tensors stay where they are, for processes on the same GPU; they must not change until it is
     loaded. Its one bucket: the GPU, and a handle for each tensor."""
-    from torch.multiprocessing.reductions import reduce_tensor
-
     entries = tuple(
         TensorEntry(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), 0, 0, t.nbytes, fingerprint(t))
         for name, t in tensors.items()
     )
-    handles = [pickle.dumps(reduce_tensor(t.detach())) for t in tensors.values()]
+    handles = [_Shared(t.detach()) for t in tensors.values()]
     device = next(iter(tensors.values())).device
     return WeightUpdate(version, entries, ((_gpu(device), handles),), complete, tuple(trainable), "ipc")
 
@@ -106,10 +132,7 @@ def _mapped(update: WeightUpdate, device: torch.device) -> Iterator[tuple[Tensor
             "or use cluster.weight_transport: collective or memory."
         )
     for entry, handle in zip(update.entries, handles, strict=True):
-        rebuild, arguments = pickle.loads(handle)
-        arguments = list(arguments)
-        arguments[6] = device.index or 0  # the same GPU may have another number in this process
-        yield entry, rebuild(*arguments)
+        yield entry, handle.on(device)
 
 
 def _gpu(device: torch.device) -> str:

@@ -342,10 +342,10 @@ class DecodeLayout:
         mask = self._mask
         if window is not None and window < self._length:
             mask = self._window_mask(window, keys.dtype)
-        out = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != keys.shape[1]
-        )
-        return out.transpose(1, 2)
+        # The heads that share keys stand as rows of one head, which every kernel takes without a copy of the keys.
+        rows = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])
+        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
+        return out.reshape(query.shape).transpose(1, 2)
 
     def _window_mask(self, window: int, dtype: torch.dtype) -> Tensor:
         """A row's keys stand in order, but padding of its trunk may lie between: count only real ones."""

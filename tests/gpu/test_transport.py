@@ -30,7 +30,7 @@ def test_vllm_maps_the_learners_tensors(folder: Path, dtype: str) -> None:
 
     config = make_config(folder, {
         "generator.engine": "vllm", "model.dtype": dtype, "generator.gpus": 0.4, "learner.gpus": 0.4,
-        "cluster.layout": "colocated", "generator.engine_args": {"gpu_memory_utilization": 0.3},
+        "cluster.layout": "colocated", "generator.engine_args": {"gpu_memory_utilization": 0.3, "enforce_eager": True},
     })  # fmt: skip
     generator = VllmGenerator(config, "cuda", 1)
     try:

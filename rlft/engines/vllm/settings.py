@@ -34,7 +34,7 @@ def set_environment(device: str, threads: int | None = None) -> None:
         # One thread: two on busy cores are slower. One process beside this one and not two: starts in half the time.
         values |= {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     else:  # a fork cannot use CUDA once this process has asked whether there is a GPU, which vLLM does not notice
-        values["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+        values["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     for name, value in values.items():
         os.environ.setdefault(name, value)
     if threads is not None and device == "cpu":
