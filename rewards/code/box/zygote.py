@@ -22,6 +22,7 @@ from rewards.code.box.kernel import bound_capabilities, die_with_parent, drop_ca
 from rewards.code.box.landlock import EXECUTE, SCRATCH, make_ruleset
 from rewards.code.box.namespaces import SCRATCH as INSIDE
 from rewards.code.box.namespaces import enter_namespaces
+from rewards.code.box.rehearsal import rehearse
 from rewards.code.box.scratch import empty_folder
 from rewards.code.box.seccomp import Profile, make_filter
 from rewards.code.box.solution import run_program, serve_calls
@@ -78,6 +79,9 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
     for name in [*WARM, *modules]:
         importlib.import_module(name)
     _HIDDEN.extend(name for name in sys.modules if name == "rewards" or name.startswith("rewards."))
+    os.environ.clear()
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
+    rehearse()
     confine.measure_mapped()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # when the machine runs out of memory, what runs programs goes first
@@ -156,8 +160,7 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
         os.dup2(_MOVED + place, place)
     cell = cells["tests" if kind == "tests" else "command" if kind in _PROFILES else "solution"]
     limits = Limits(request["memory_mb"], request["cpu_s"], request["disk_mb"])
-    os.environ.clear()
-    os.environ.update(HOME=cell.scratch, TMPDIR=cell.scratch, PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
+    os.environ["HOME"] = os.environ["TMPDIR"] = cell.scratch
     os.umask(0o077)
     confine.confine(cell, _PROFILES.get(kind, "python"), limits, parent)
     job_socket = socket.socket(fileno=JOB)
