@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
@@ -30,13 +29,12 @@ from rewards.code.box.tests_side import judge
 
 SCRATCHES = ("solution", "tests")
 _WARM = (
-    "abc argparse array ast bisect cmath collections copy ctypes dataclasses datetime decimal enum fractions "
-    "functools heapq io itertools json math operator random re statistics string struct tempfile threading time "
-    "traceback typing"
+    "abc array ast bisect collections copy ctypes dataclasses datetime decimal enum fractions functools heapq io "
+    "itertools json math operator random re string struct threading time traceback typing"
 )
 WARM = tuple(_WARM.split())  # what solutions import most: a child has them at once
 _PROFILES: dict[str, Profile] = {"command": "command", "compile": "compiler"}
-_MOVED, _FIRST_FREE = 100, 200  # descriptors: of children while they are arranged, of rulesets
+_MOVED, _RULES = 100, 200  # descriptors from here on: of children while they are arranged, of rulesets
 _NOT_DUMPABLE, _SUBREAPER = 4, 36  # PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER
 
 
@@ -98,12 +96,12 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
     prctl(_SUBREAPER, 1)  # what a compiler leaves behind comes here
     counts = tier == "namespaces" and (uid is not None or _kernel() >= (5, 14))
     cells = {}
-    for kind in ("solution", "tests", "command"):
+    for place, kind in enumerate(("solution", "tests", "command"), _RULES):
         scratch = scratches["tests" if kind == "tests" else "solution"]
         rules = paths.readable_paths(packages)
         if kind == "command":
             rules += [(path, EXECUTE) for path in (*paths.program_paths(), scratch)]
-        ruleset = None if tier == "none" else _out_of_the_way(make_ruleset([*rules, (scratch, SCRATCH)]))
+        ruleset = None if tier == "none" else _moved(make_ruleset([*rules, (scratch, SCRATCH)]), place)
         cells[kind] = Cell(tier, scratch, ruleset, uid, counts)
     for profile in ("python", "command", "compiler"):
         make_filter(profile, os.getpid())  # remembers the larger part of the work
@@ -113,11 +111,11 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
     return cells
 
 
-def _out_of_the_way(descriptor: int) -> int:
-    """The same as a number that no child's streams are put on."""
-    high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+def _moved(descriptor: int, place: int) -> int:
+    """The same as the number `place`, where no child's streams are put."""
+    os.dup2(descriptor, place, inheritable=False)
     os.close(descriptor)
-    return high
+    return place
 
 
 _ENDED: dict[int, Any] = {}  # process: its status and usage, when it was not the one that was waited for
