@@ -9,13 +9,12 @@ import gc
 import importlib
 import json
 import os
-import random
 import signal
 import socket
 import sys
 from typing import Any
 
-from rewards.code.box import confine, frames, paths
+from rewards.code.box import confine, frames, paths, unhooked
 from rewards.code.box.confine import JOB, PEER, Cell, Limits, Tier
 from rewards.code.box.kernel import bound_capabilities, die_with_parent, drop_capabilities, prctl
 from rewards.code.box.landlock import EXECUTE, SCRATCH, make_ruleset
@@ -105,7 +104,7 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
         cells[kind] = Cell(tier, scratch, ruleset, uid, counts)
     for profile in ("python", "command", "compiler"):
         make_filter(profile, os.getpid())  # remembers the larger part of the work
-    random.seed(0)  # children of one zygote and of another do the same
+    unhooked.random.seed(0)  # programs are judged alike, whoever forks them
     gc.collect()
     gc.freeze()
     return cells
@@ -176,6 +175,7 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
     atexit._clear()
     sys.argv = ["solution.py"]
     if kind == "tests":
+        unhooked.random.seed()  # of the system, so that no program knows what its tests draw
         judge(job, socket.socket(fileno=PEER), job_socket)
     elif kind == "script":
         _fresh_streams()
