@@ -33,6 +33,7 @@ _WARM = (
 )
 WARM = tuple(_WARM.split())  # what solutions import most: a child has them at once
 _PROFILES: dict[str, Profile] = {"command": "command", "compile": "compiler"}
+_GIVEN = 5  # descriptors of each child: its standard streams, JOB, PEER
 _MOVED, _RULES = 100, 200  # descriptors from here on: of children while they are arranged, of rulesets
 _NOT_DUMPABLE, _SUBREAPER = 4, 36  # PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER
 
@@ -51,7 +52,7 @@ def run_zygote(
     control.send(json.dumps({"ready": True}).encode())
     while True:
         try:
-            data, descriptors, _, _ = socket.recv_fds(control, 4096, 8)
+            data, descriptors, _, _ = socket.recv_fds(control, 4096, 2 * _GIVEN)
         except OSError:
             return
         if not data:
@@ -60,12 +61,14 @@ def run_zygote(
         if "end" in request:
             control.send(json.dumps(_end(request["end"], cells, request["empty"])).encode())
             continue
-        pid = _fork(request, descriptors, cells, control)
-        for descriptor in descriptors:
+        pids = [
+            _fork(wanted, descriptors[_GIVEN * i : _GIVEN * (i + 1)], cells, control)
+            for i, wanted in enumerate(request["start"])
+        ]
+        handles = [os.pidfd_open(pid) for pid in pids]
+        socket.send_fds(control, [json.dumps(pids).encode()], handles)
+        for descriptor in (*descriptors, *handles):
             os.close(descriptor)
-        handle = os.pidfd_open(pid)
-        socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [handle])
-        os.close(handle)
 
 
 def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]], parent: int) -> dict[str, Cell]:
@@ -200,16 +203,17 @@ def _hide() -> None:
         sys.modules.pop(name, None)
 
 
-def _end(pid: int, cells: dict[str, Cell], empty: bool) -> dict[str, Any]:
-    """Kill the child if it still runs and wait until it is gone; how it ended and what it used. `empty` what all have
-    left behind in the scratch folders."""
-    for kill in (os.kill, os.killpg):  # a child leads its own group, in which a compiler's children are too
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
-    while pid not in _ENDED:
+def _end(pids: list[int], cells: dict[str, Cell], empty: bool) -> list[dict[str, Any]]:
+    """Kill the children that still run and wait until they are gone; how each ended and what it used. `empty` what all
+    have left behind in the scratch folders."""
+    for pid in pids:
+        for kill in (os.kill, os.killpg):  # a child leads its own group, in which a compiler's children are too
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
+    while not all(pid in _ENDED for pid in pids):
         other, status, usage = os.wait4(-1, 0)
         _ENDED[other] = status, usage
-    status, usage = _ENDED.pop(pid)
+    ended = [_ENDED.pop(pid) for pid in pids]
     if empty:
         with contextlib.suppress(ChildProcessError):  # of what came here from a compiler nobody asks
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -217,11 +221,14 @@ def _end(pid: int, cells: dict[str, Cell], empty: bool) -> dict[str, Any]:
         _ENDED.clear()
     for cell in cells.values() if empty else ():
         empty_folder(cell.scratch)
-    return {
-        "code": os.waitstatus_to_exitcode(status),
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "memory_mb": usage.ru_maxrss >> 10,
-    }
+    return [
+        {
+            "code": os.waitstatus_to_exitcode(status),
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "memory_mb": usage.ru_maxrss >> 10,
+        }
+        for status, usage in ended
+    ]
 
 
 def _kernel() -> tuple[int, int]:
