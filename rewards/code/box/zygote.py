@@ -33,6 +33,7 @@ _WARM = (
 )
 WARM = tuple(_WARM.split())  # what solutions import most: a child has them at once
 _PROFILES: dict[str, Profile] = {"command": "command", "compile": "compiler"}
+_CONFINED = frames.packed({"confined": True})  # what a child says before it reads its job
 _GIVEN = 5  # descriptors of each child: its standard streams, JOB, PEER
 _MOVED, _RULES = 100, 200  # descriptors from here on: of children while they are arranged, of rulesets
 _NOT_DUMPABLE, _SUBREAPER = 4, 36  # PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER
@@ -78,7 +79,6 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
     sys.path[:] = [*paths.library_paths(), *dict.fromkeys(os.path.dirname(path) for path in packages)]
     for name in [*WARM, *modules]:
         importlib.import_module(name)
-    _HIDDEN.extend(name for name in sys.modules if name == "rewards" or name.startswith("rewards."))
     os.environ.clear()
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
     rehearse()
@@ -107,6 +107,7 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
         cells[kind] = Cell(tier, scratch, ruleset, uid, counts)
     for profile in ("python", "command", "compiler"):
         make_filter(profile, os.getpid())  # remembers the larger part of the work
+    _hide()
     unhooked.random.seed(0)  # programs are judged alike, whoever forks them
     gc.collect()
     gc.freeze()
@@ -121,7 +122,7 @@ def _moved(descriptor: int, place: int) -> int:
 
 
 _ENDED: dict[int, Any] = {}  # process: its status and usage, when it was not the one that was waited for
-_HIDDEN: list[str] = []  # our own modules: not for programs
+_OURS: list[Any] = []  # our own modules, which programs do not see
 
 
 def _become_first_process() -> None:
@@ -164,7 +165,7 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
     os.umask(0o077)
     confine.confine(cell, _PROFILES.get(kind, "python"), limits, parent)
     job_socket = socket.socket(fileno=JOB)
-    frames.send(job_socket, {"confined": True})
+    job_socket.send(_CONFINED)
     job = frames.receive(job_socket)
     if kind in _PROFILES:
         job_socket.close()
@@ -182,11 +183,9 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
         judge(job, socket.socket(fileno=PEER), job_socket)
     elif kind == "script":
         _fresh_streams()
-        _hide()
         run_program(job, job_socket)
     else:
         job_socket.close()
-        _hide()
         serve_calls(job, socket.socket(fileno=PEER))
 
 
@@ -199,8 +198,9 @@ def _fresh_streams() -> None:
 
 
 def _hide() -> None:
-    for name in _HIDDEN:
-        sys.modules.pop(name, None)
+    """No child needs to find our modules any more, and no program is to."""
+    names = [name for name in sys.modules if name == "rewards" or name.startswith("rewards.")]
+    _OURS.extend(sys.modules.pop(name) for name in names)  # kept: taking them apart would be dear
 
 
 def _end(pids: list[int], cells: dict[str, Cell], empty: bool) -> list[dict[str, Any]]:
@@ -219,8 +219,8 @@ def _end(pids: list[int], cells: dict[str, Cell], empty: bool) -> list[dict[str,
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         _ENDED.clear()
-    for cell in cells.values() if empty else ():
-        empty_folder(cell.scratch)
+    for scratch in {cell.scratch for cell in cells.values()} if empty else ():
+        empty_folder(scratch)
     return [
         {
             "code": os.waitstatus_to_exitcode(status),
