@@ -57,7 +57,6 @@ class Child:
 
     def tell(self, job: dict[str, Any]) -> None:
         """Hand over the job, which it reads when it has given up everything."""
-        self.job.settimeout(_START_S)
         try:
             frames.send(self.job, job)
         except (frames.FrameError, OSError) as error:
@@ -109,7 +108,8 @@ class Zygote:
         before, since its memory is not its own alone then."""
         pairs = [socket.socketpair() for _ in wanted]
         requests, descriptors = [], []
-        for one, (_, theirs) in zip(wanted, pairs):
+        for one, (mine, theirs) in zip(wanted, pairs):
+            mine.settimeout(_START_S)
             requests.append({"kind": one.kind, "disk_mb": self._disk_mb, **one.limits})
             descriptors += [*one.streams, theirs.fileno(), one.streams[2] if one.peer is None else one.peer]
         try:

@@ -1,8 +1,8 @@
 """`random` and `threading`, without what they do in every child of a fork.
 
 `random` seeds itself anew there: programs that draw numbers would be judged by luck. `threading` forgets the threads of
-the parent: the zygote has none. Both cost a child more than giving up all of its rights does. To be imported before
-anything that imports them.
+the parent: the zygote has none. Together they were a twentieth of what a judgement cost. To be imported before anything
+that imports them.
 """
 
 from __future__ import annotations
