@@ -24,6 +24,7 @@ from rlft.errors import UserError
 
 logger = logging.getLogger(__name__)
 TIERS = ("namespaces", "landlock")  # the best first
+MAX_PARALLEL = 8  # unless the settings say more
 UNSANDBOXED = (
     "model-written code runs WITHOUT a sandbox (allow_unsandboxed: true): it can read, change and send whatever this "
     "user can"
@@ -45,7 +46,7 @@ class Settings:
     """Of a pool. `tier`: one of TIERS, or auto."""
 
     tier: str = "auto"
-    parallel: int = 0  # judgements at a time; 0: one for each core, at most 8
+    parallel: int = 0  # judgements at a time; 0: one more than there are cores, at most MAX_PARALLEL
     disk_mb: int = 64
     modules: tuple[str, ...] = ()  # installed modules that programs and tests may import
     allow_unsandboxed: bool = False
@@ -61,7 +62,7 @@ class Pool:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.parallel = settings.parallel or min(cores, 8)
+        self.parallel = settings.parallel or min(cores + 1, MAX_PARALLEL)  # one waits for its processes at times
         self._modules = _find_modules(settings.modules)
         self._lock = threading.Lock()
         self._free = threading.Semaphore(self.parallel)

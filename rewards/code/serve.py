@@ -37,7 +37,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8470)
     parser.add_argument("--tier", choices=("auto", *TIERS), default="auto")
-    parser.add_argument("--parallel", type=int, default=0, help="judgements at a time (default: one for each core)")
+    parser.add_argument("--parallel", type=int, default=0, help="judgements at a time (default: cores + 1, at most 8)")
     parser.add_argument("--modules", nargs="*", default=[], help="installed modules that programs may import")
     options = parser.parse_args(words)
     try:

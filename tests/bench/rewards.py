@@ -3,8 +3,9 @@
     python -m tests.bench.rewards [--only code math judge] [--seconds 10]
 
 Prints one JSON line a part. `code`: whole judgements a second (a program of a few lines against four asserts) in the
-sandbox, one for each core at a time, beside a plain cold subprocess for each, which has no sandbox at all: `python -c`
-of program and tests. In turn, several times; medians. CPU milliseconds are those of all processes of a judgement.
+sandbox, as many at a time as the reward takes by itself, beside a plain cold subprocess for each, which has no sandbox
+at all: `python -c` of program and tests. In turn, several times; medians. CPU milliseconds are those of all processes
+of a judgement.
 `math` and `judge`: see rewards_math and rewards_judge beside this file, which have more options.
 """
 

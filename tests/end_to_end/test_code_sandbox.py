@@ -123,6 +123,22 @@ def test_published_solutions_pass_and_stubs_fail(pool: Pool, name: str, some: sl
     assert [(name, stub) for name, _, stub in found if stub.value != 0.0] == []
 
 
+def test_programs_see_nothing_of_ours_and_draw_what_their_tests_do_not(pool: Pool) -> None:
+    program = (
+        "import random, sys\ndef drawn(theirs):\n    return random.random()\n"
+        "def ours():\n    return [name for name in sys.modules if name.startswith('rewards')]\n"
+    )
+    tests = [
+        "import random, sys\nassert not any(name.startswith('rewards') for name in sys.modules)\nassert ours() == []\n"
+        "assert drawn(random.random()) is None"
+    ]
+    results = code_reward([program] * 2, Options(), pool, tests=tests * 2, entry_point=["drawn"] * 2)
+    details = [result.detail.removeprefix("assert drawn(random.random()) is None; drawn(") for result in results]
+    given, drawn = zip(*(detail.split(") gave ") for detail in details), strict=True)
+    assert drawn[0] == drawn[1]  # by whichever process
+    assert given[0] != given[1] and not {*given} & {*drawn}
+
+
 def test_the_share_of_tests_and_why(pool: Pool) -> None:
     (result,) = code_reward([HALF], Options(partial=True), pool, **ADD)
     assert result.value == pytest.approx(1 / 3) and result.status == "wrong"

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from rewards.code.box import frames
-from rewards.code.box.children import TICK_S, BoxError, Child, Zygote
+from rewards.code.box.children import TICK_S, BoxError, Child, Start, Zygote
 
 CLOCK_FACTOR = 2.0  # so much longer than its CPU time a program may take by the clock: the machine may be busy
 TOLD_TO_TESTS = ("setup", "tests", "entry", "names", "stop_at_first")
@@ -27,17 +27,19 @@ def judge_calls(zygote: Zygote, job: dict[str, Any], owner: socket.socket) -> di
         with ours, theirs:
             cpu_s = int(job["timeout_s"]) + 2
             limits = {"memory_mb": job["memory_mb"], "cpu_s": cpu_s}
-            started.append(zygote.start("calls", limits, [null] * 3, ours.fileno()))
-            started.append(zygote.start("tests", {**limits, "memory_mb": _TESTS_MB}, [null] * 3, theirs.fileno()))
+            started += zygote.start(
+                Start("calls", limits, [null] * 3, ours.fileno()),
+                Start("tests", {**limits, "memory_mb": _TESTS_MB}, [null] * 3, theirs.fileno()),
+            )
         solution, tests = started
-        solution.confirmed()
-        tests.confirmed()
         solution.tell({"program": job["program"]})
         tests.tell({name: job[name] for name in TOLD_TO_TESTS})
+        solution.confirmed()
+        tests.confirmed()
         outcome = _wait(zygote, solution, tests, job["timeout_s"], owner)
     finally:
         os.close(null)
-        ends = [zygote.end(child, empty=child is started[-1]) for child in started]
+        ends = zygote.end(*started) if started else []
     used = {"cpu_s": round(ends[0]["cpu_s"], 4), "memory_mb": ends[0]["memory_mb"]}
     return {**outcome, **used, "seconds": time.monotonic() - begin}
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rewards.code.box import frames, scratch
@@ -26,6 +26,17 @@ class BoxError(Exception):
     """The sandbox itself does not work. No verdict on any program."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """A child to fork. `kind`: calls, tests, script, compile or command; `limits`: memory_mb and cpu_s; `streams`: its
+    standard streams."""
+
+    kind: str
+    limits: dict[str, int]
+    streams: list[int]
+    peer: int | None = None
+
+
 @dataclass
 class Child:
     """One process in the sandbox."""
@@ -34,11 +45,9 @@ class Child:
     handle: int  # pidfd
     job: socket.socket
     host_pid: int | None = None
-    ended: dict[str, Any] | None = field(default=None)
 
     def confirmed(self) -> None:
         """Wait until it has given up everything. Raises BoxError when it could not: then it reads no job."""
-        self.job.settimeout(_START_S)
         try:
             answer = frames.receive(self.job, 4096)
         except (frames.FrameError, OSError) as error:
@@ -47,10 +56,11 @@ class Child:
             raise BoxError(f"a process of the sandbox could not be confined: {answer.get('broken', answer)}")
 
     def tell(self, job: dict[str, Any]) -> None:
-        """Hand over the job."""
+        """Hand over the job, which it reads when it has given up everything."""
         try:
             frames.send(self.job, job)
         except (frames.FrameError, OSError) as error:
+            self.confirmed()  # says why, if that was it
             raise BoxError(f"a process of the sandbox did not take its job: {error}") from None
 
     def usage(self) -> tuple[float, int]:
@@ -93,34 +103,39 @@ class Zygote:
         if "refused" in answer:
             raise BoxError(answer["refused"])
 
-    def start(self, kind: str, limits: dict[str, int], streams: list[int], peer: int | None = None) -> Child:
-        """Fork a child of this kind (`calls`, `tests`, `script`, `compile`, `command`) with these standard streams."""
-        mine, theirs = socket.socketpair()
-        request = {"kind": kind, "disk_mb": self._disk_mb, **limits}
-        descriptors = [*streams, theirs.fileno(), streams[2] if peer is None else peer]
+    def start(self, *wanted: Start) -> list[Child]:
+        """Fork a child for each. One message for all: what the zygote does after a fork costs it more than the same
+        before, since its memory is not its own alone then."""
+        pairs = [socket.socketpair() for _ in wanted]
+        requests, descriptors = [], []
+        for one, (mine, theirs) in zip(wanted, pairs):
+            mine.settimeout(_START_S)
+            requests.append({"kind": one.kind, "disk_mb": self._disk_mb, **one.limits})
+            descriptors += [*one.streams, theirs.fileno(), one.streams[2] if one.peer is None else one.peer]
         try:
-            socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
-            data, handles, _, _ = socket.recv_fds(self._control, 4096, 1)
+            socket.send_fds(self._control, [json.dumps({"start": requests}).encode()], descriptors)
+            data, handles, _, _ = socket.recv_fds(self._control, 4096, len(wanted))
         except OSError as error:
             raise BoxError(f"the zygote does not answer: {error}") from None
-        theirs.close()
-        if not data or not handles:
+        for _, theirs in pairs:
+            theirs.close()
+        if not data or len(handles) != len(wanted):
             raise BoxError("the zygote has ended")
-        return Child(json.loads(data)["pid"], handles[0], mine)
+        return [Child(pid, handle, mine) for pid, handle, (mine, _) in zip(json.loads(data), handles, pairs)]
 
-    def end(self, child: Child, empty: bool = True) -> dict[str, Any]:
-        """Kill the child, wait until it is gone, and `empty` the scratch folders; {"code", "cpu_s", "memory_mb"}."""
-        if child.ended is None:
+    def end(self, *children: Child, empty: bool = True) -> list[dict[str, Any]]:
+        """Kill the children, wait until they are gone, and `empty` the scratch folders; of each {"code", "cpu_s",
+        "memory_mb"}. Once for a child."""
+        for child in children:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(child.handle, signal.SIGKILL)
             os.close(child.handle)
             child.job.close()
-            try:
-                self._control.send(json.dumps({"end": child.pid, "empty": empty}).encode())
-            except OSError as error:
-                raise BoxError(f"the zygote does not answer: {error}") from None
-            child.ended = self._answer()
-        return child.ended
+        try:
+            self._control.send(json.dumps({"end": [child.pid for child in children], "empty": empty}).encode())
+        except OSError as error:
+            raise BoxError(f"the zygote does not answer: {error}") from None
+        return self._answer()
 
     def excess(self, child: Child, cpu_s: float) -> str:
         """What the child uses too much of; empty: nothing. CPU time says `time`."""
@@ -148,7 +163,7 @@ class Zygote:
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Any:
         try:
             data = self._control.recv(4096)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rewards.code.box.kernel import die_with_parent, drop_capabilities, prctl
 from rewards.code.box.landlock import restrict
@@ -23,8 +23,7 @@ _STACK = 64 * _MB  # deep recursion in C (re, json, pickle) needs more than the 
 _NO_NEW_PRIVILEGES = 38
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What one process may use."""
 
     memory_mb: int  # on top of what the interpreter has mapped when it starts

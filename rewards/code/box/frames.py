@@ -14,12 +14,20 @@ class FrameError(Exception):
     """The other side has closed, or says what no message is."""
 
 
-def send(sock: socket.socket, message: Any) -> None:
-    """Raises FrameError for a message above MAX_BYTES, OSError when the other side is gone."""
-    data = json.dumps(message, separators=(",", ":")).encode("ascii")
+_write = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def packed(message: Any) -> bytes:
+    """As it is sent. Raises FrameError for a message above MAX_BYTES."""
+    data = _write(message).encode("ascii")
     if len(data) > MAX_BYTES:
         raise FrameError(f"a message of {len(data)} bytes, more than {MAX_BYTES}")
-    sock.sendall(len(data).to_bytes(4, "little") + data)
+    return len(data).to_bytes(4, "little") + data
+
+
+def send(sock: socket.socket, message: Any) -> None:
+    """Raises FrameError for a message above MAX_BYTES, OSError when the other side is gone."""
+    sock.sendall(packed(message))
 
 
 def receive(sock: socket.socket, max_bytes: int = MAX_BYTES) -> Any:

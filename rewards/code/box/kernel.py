@@ -13,7 +13,8 @@ NEW_USER, NEW_MOUNTS, NEW_IPC, NEW_NET, NEW_PIDS, NEW_HOST, NEW_CGROUPS = (
     0x10000000, 0x00020000, 0x08000000, 0x40000000, 0x20000000, 0x04000000, 0x02000000,
 )  # fmt: skip
 _CALLS = {"x86_64": (126, 155), "aarch64": (91, 41)}  # capset, pivot_root
-_CAPABILITIES = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+_CAPABILITIES = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
+_NONE_OF_THEM = (ctypes.c_uint32 * 6)()
 
 
 def prctl(option: int, *arguments: int) -> int:
@@ -56,8 +57,7 @@ def bound_capabilities() -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
-    syscall("capset", _CALLS[os.uname().machine][0], header, (ctypes.c_uint32 * 6)())
+    syscall("capset", _CALLS[os.uname().machine][0], _CAPABILITIES, _NONE_OF_THEM)
 
 
 def die_with_parent(parent: int) -> None:

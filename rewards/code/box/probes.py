@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.code.box import frames
-from rewards.code.box.children import BoxError, Zygote
+from rewards.code.box.children import BoxError, Start, Zygote
 
 _SECRET = "not for a program's eyes"
 _MEMORY_MB, _SECONDS = 256, 20
@@ -64,11 +64,12 @@ def _attack(zygote: Zygote, given: dict[str, Any]) -> list[str]:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     with ours:
         with theirs:
-            child = zygote.start("calls", {"memory_mb": _MEMORY_MB, "cpu_s": _SECONDS}, [null] * 3, theirs.fileno())
+            limits = {"memory_mb": _MEMORY_MB, "cpu_s": _SECONDS}
+            (child,) = zygote.start(Start("calls", limits, [null] * 3, theirs.fileno()))
         os.close(null)
         try:
-            child.confirmed()
             child.tell({"program": Path(__file__).with_name("attacks.py").read_text()})
+            child.confirmed()
             ours.settimeout(_SECONDS)
             answer: Any = frames.receive(ours)
             if answer == ["ready"]:
@@ -78,7 +79,7 @@ def _attack(zygote: Zygote, given: dict[str, Any]) -> list[str]:
         except (frames.FrameError, OSError) as error:
             answer = [str(error)]
         finally:
-            ended = zygote.end(child)
+            (ended,) = zygote.end(child)
     if answer[0] != "ok" or answer[1][0] != "d":
         raise BoxError(f"the probes did not come to their end: {answer}, exit code {ended['code']}")
     return [name for name, _ in answer[1][1:]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 
 
 def used(folder: str, most_files: int) -> tuple[int, int]:
@@ -34,8 +33,9 @@ def empty_folder(folder: str) -> None:
     them of any length needs neither a stack nor a long path."""
     top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        number, ours = 0, secrets.token_hex(8)  # names that nobody has put there to be in the way
+        number, ours = 0, ""
         while entries := _entries(top):
+            ours = ours or os.urandom(8).hex()  # names that nobody has put there to be in the way
             for name, is_folder in entries:
                 if not is_folder:
                     os.unlink(name, dir_fd=top)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rewards.code.box import frames
 from rewards.code.box.calls import CLOCK_FACTOR, check_owner, outcome
-from rewards.code.box.children import TICK_S, Child, Zygote
+from rewards.code.box.children import TICK_S, Child, Start, Zygote
 from rewards.code.box.compare import same_output
 
 MAX_OUTPUT = 8 << 20  # bytes of standard output that are kept; a program that says more is ended
@@ -97,18 +97,18 @@ def _run(
     child, streams, report = None, _Streams(feed, collect, text), ""
     try:
         try:
-            child = zygote.start(kind, limits, [stdin, stdout, stdout if kind == "compile" else null])
+            (child,) = zygote.start(Start(kind, limits, [stdin, stdout, stdout if kind == "compile" else null]))
         finally:
             for descriptor in (stdin, stdout, null):
                 os.close(descriptor)
-        child.confirmed()
         child.tell(told)
+        child.confirmed()
         excess = _wait(zygote, child, streams, timeout_s, owner)
         if kind == "script" and not excess:
             report = _report(child)
     finally:
         streams.close()
-        ended = zygote.end(child, empty) if child is not None else {}
+        ended = zygote.end(child, empty=empty)[0] if child is not None else {}
     return Ran(bytes(streams.output), ended["code"], excess, report, ended["cpu_s"], ended["memory_mb"])
 
 

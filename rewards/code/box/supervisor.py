@@ -12,7 +12,6 @@ from typing import Any
 from rewards.code.box import frames
 from rewards.code.box.calls import judge_calls
 from rewards.code.box.children import BoxError, Zygote
-from rewards.code.box.probes import probe
 from rewards.code.box.scratch import remove_folder
 from rewards.code.box.scripts import judge_scripts
 
@@ -38,6 +37,8 @@ def _serve(sock: socket.socket, settings: dict[str, Any], folder: str) -> None:
         return
     try:
         if settings["tier"] != "none":
+            from rewards.code.box.probes import probe  # not before: the zygote has, and forks, all that is imported
+
             through = probe(zygote, folder)
             if through:
                 frames.send(sock, {"refused": f"attacks got through: {'; '.join(through)}"})

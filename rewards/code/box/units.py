@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_BUILT_IN = frozenset(dir(builtins))
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -34,9 +36,9 @@ def plan_tests(
     defines is asked of `of_solution`. Of several sources each is a test; of one, each assert at the top. Raises
     SyntaxError."""
     trees = [_without_runners(ast.parse(source)) for source in sources]
-    defined = {*names, *dir(builtins), *(name for tree in trees for name in _bound(tree))}
+    defined = {*names, *(name for tree in trees for name in _bound(tree))}
     for name in {node.id for tree in trees for node in ast.walk(tree) if _is_load(node)}:  # type: ignore[attr-defined]
-        if name not in defined:
+        if name not in defined and name not in _BUILT_IN:
             names[name] = _trusted(name) or of_solution(name)
     if entry and entry.isidentifier():
         names[entry] = candidate

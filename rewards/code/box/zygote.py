@@ -5,23 +5,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import gc
 import importlib
 import json
 import os
-import random
 import signal
 import socket
 import sys
 from typing import Any
 
-from rewards.code.box import confine, frames, paths
+from rewards.code.box import confine, frames, paths, unhooked
 from rewards.code.box.confine import JOB, PEER, Cell, Limits, Tier
 from rewards.code.box.kernel import bound_capabilities, die_with_parent, drop_capabilities, prctl
 from rewards.code.box.landlock import EXECUTE, SCRATCH, make_ruleset
 from rewards.code.box.namespaces import SCRATCH as INSIDE
 from rewards.code.box.namespaces import enter_namespaces
+from rewards.code.box.rehearsal import rehearse
 from rewards.code.box.scratch import empty_folder
 from rewards.code.box.seccomp import Profile, make_filter
 from rewards.code.box.solution import run_program, serve_calls
@@ -29,13 +28,14 @@ from rewards.code.box.tests_side import judge
 
 SCRATCHES = ("solution", "tests")
 _WARM = (
-    "abc argparse array ast bisect cmath collections copy ctypes dataclasses datetime decimal enum fractions "
-    "functools heapq io itertools json math operator random re statistics string struct tempfile threading time "
-    "traceback typing"
+    "abc array ast bisect collections copy ctypes dataclasses datetime decimal enum fractions functools heapq io "
+    "itertools json math operator random re string struct threading time traceback typing"
 )
 WARM = tuple(_WARM.split())  # what solutions import most: a child has them at once
 _PROFILES: dict[str, Profile] = {"command": "command", "compile": "compiler"}
-_MOVED, _FIRST_FREE = 100, 200  # descriptors: of children while they are arranged, of rulesets
+_CONFINED = frames.packed({"confined": True})  # what a child says before it reads its job
+_GIVEN = 5  # descriptors of each child: its standard streams, JOB, PEER
+_MOVED, _RULES = 100, 200  # descriptors from here on: of children while they are arranged, of rulesets
 _NOT_DUMPABLE, _SUBREAPER = 4, 36  # PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER
 
 
@@ -53,7 +53,7 @@ def run_zygote(
     control.send(json.dumps({"ready": True}).encode())
     while True:
         try:
-            data, descriptors, _, _ = socket.recv_fds(control, 4096, 8)
+            data, descriptors, _, _ = socket.recv_fds(control, 4096, 2 * _GIVEN)
         except OSError:
             return
         if not data:
@@ -62,12 +62,14 @@ def run_zygote(
         if "end" in request:
             control.send(json.dumps(_end(request["end"], cells, request["empty"])).encode())
             continue
-        pid = _fork(request, descriptors, cells, control)
-        for descriptor in descriptors:
+        pids = [
+            _fork(wanted, descriptors[_GIVEN * i : _GIVEN * (i + 1)], cells, control)
+            for i, wanted in enumerate(request["start"])
+        ]
+        handles = [os.pidfd_open(pid) for pid in pids]
+        socket.send_fds(control, [json.dumps(pids).encode()], handles)
+        for descriptor in (*descriptors, *handles):
             os.close(descriptor)
-        handle = os.pidfd_open(pid)
-        socket.send_fds(control, [json.dumps({"pid": pid}).encode()], [handle])
-        os.close(handle)
 
 
 def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]], parent: int) -> dict[str, Cell]:
@@ -77,7 +79,9 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
     sys.path[:] = [*paths.library_paths(), *dict.fromkeys(os.path.dirname(path) for path in packages)]
     for name in [*WARM, *modules]:
         importlib.import_module(name)
-    _HIDDEN.extend(name for name in sys.modules if name == "rewards" or name.startswith("rewards."))
+    os.environ.clear()
+    os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
+    rehearse()
     confine.measure_mapped()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # when the machine runs out of memory, what runs programs goes first
@@ -94,30 +98,31 @@ def _prepare(tier: Tier, folder: str, disk_mb: int, modules: dict[str, list[str]
     prctl(_SUBREAPER, 1)  # what a compiler leaves behind comes here
     counts = tier == "namespaces" and (uid is not None or _kernel() >= (5, 14))
     cells = {}
-    for kind in ("solution", "tests", "command"):
+    for place, kind in enumerate(("solution", "tests", "command"), _RULES):
         scratch = scratches["tests" if kind == "tests" else "solution"]
         rules = paths.readable_paths(packages)
         if kind == "command":
             rules += [(path, EXECUTE) for path in (*paths.program_paths(), scratch)]
-        ruleset = None if tier == "none" else _out_of_the_way(make_ruleset([*rules, (scratch, SCRATCH)]))
+        ruleset = None if tier == "none" else _moved(make_ruleset([*rules, (scratch, SCRATCH)]), place)
         cells[kind] = Cell(tier, scratch, ruleset, uid, counts)
     for profile in ("python", "command", "compiler"):
         make_filter(profile, os.getpid())  # remembers the larger part of the work
-    random.seed(0)  # children of one zygote and of another do the same
+    _hide()
+    unhooked.random.seed(0)  # programs are judged alike, whoever forks them
     gc.collect()
     gc.freeze()
     return cells
 
 
-def _out_of_the_way(descriptor: int) -> int:
-    """The same as a number that no child's streams are put on."""
-    high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+def _moved(descriptor: int, place: int) -> int:
+    """The same as the number `place`, where no child's streams are put."""
+    os.dup2(descriptor, place, inheritable=False)
     os.close(descriptor)
-    return high
+    return place
 
 
 _ENDED: dict[int, Any] = {}  # process: its status and usage, when it was not the one that was waited for
-_HIDDEN: list[str] = []  # our own modules: not for programs
+_OURS: list[Any] = []  # our own modules, which programs do not see
 
 
 def _become_first_process() -> None:
@@ -156,12 +161,11 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
         os.dup2(_MOVED + place, place)
     cell = cells["tests" if kind == "tests" else "command" if kind in _PROFILES else "solution"]
     limits = Limits(request["memory_mb"], request["cpu_s"], request["disk_mb"])
-    os.environ.clear()
-    os.environ.update(HOME=cell.scratch, TMPDIR=cell.scratch, PATH="/usr/local/bin:/usr/bin:/bin", LANG="C.UTF-8")
+    os.environ["HOME"] = os.environ["TMPDIR"] = cell.scratch
     os.umask(0o077)
     confine.confine(cell, _PROFILES.get(kind, "python"), limits, parent)
     job_socket = socket.socket(fileno=JOB)
-    frames.send(job_socket, {"confined": True})
+    job_socket.send(_CONFINED)
     job = frames.receive(job_socket)
     if kind in _PROFILES:
         job_socket.close()
@@ -175,14 +179,13 @@ def _child(request: dict[str, Any], descriptors: list[int], cells: dict[str, Cel
     atexit._clear()
     sys.argv = ["solution.py"]
     if kind == "tests":
+        unhooked.random.seed()  # of the system, so that no program knows what its tests draw
         judge(job, socket.socket(fileno=PEER), job_socket)
     elif kind == "script":
         _fresh_streams()
-        _hide()
         run_program(job, job_socket)
     else:
         job_socket.close()
-        _hide()
         serve_calls(job, socket.socket(fileno=PEER))
 
 
@@ -195,32 +198,37 @@ def _fresh_streams() -> None:
 
 
 def _hide() -> None:
-    for name in _HIDDEN:
-        sys.modules.pop(name, None)
+    """No child needs to find our modules any more, and no program is to."""
+    names = [name for name in sys.modules if name == "rewards" or name.startswith("rewards.")]
+    _OURS.extend(sys.modules.pop(name) for name in names)  # kept: taking them apart would be dear
 
 
-def _end(pid: int, cells: dict[str, Cell], empty: bool) -> dict[str, Any]:
-    """Kill the child if it still runs and wait until it is gone; how it ended and what it used. `empty` what all have
-    left behind in the scratch folders."""
-    for kill in (os.kill, os.killpg):  # a child leads its own group, in which a compiler's children are too
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
-    while pid not in _ENDED:
+def _end(pids: list[int], cells: dict[str, Cell], empty: bool) -> list[dict[str, Any]]:
+    """Kill the children that still run and wait until they are gone; how each ended and what it used. `empty` what all
+    have left behind in the scratch folders."""
+    for pid in pids:
+        for kill in (os.kill, os.killpg):  # a child leads its own group, in which a compiler's children are too
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
+    while not all(pid in _ENDED for pid in pids):
         other, status, usage = os.wait4(-1, 0)
         _ENDED[other] = status, usage
-    status, usage = _ENDED.pop(pid)
+    ended = [_ENDED.pop(pid) for pid in pids]
     if empty:
         with contextlib.suppress(ChildProcessError):  # of what came here from a compiler nobody asks
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         _ENDED.clear()
-    for cell in cells.values() if empty else ():
-        empty_folder(cell.scratch)
-    return {
-        "code": os.waitstatus_to_exitcode(status),
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "memory_mb": usage.ru_maxrss >> 10,
-    }
+    for scratch in {cell.scratch for cell in cells.values()} if empty else ():
+        empty_folder(scratch)
+    return [
+        {
+            "code": os.waitstatus_to_exitcode(status),
+            "cpu_s": usage.ru_utime + usage.ru_stime,
+            "memory_mb": usage.ru_maxrss >> 10,
+        }
+        for status, usage in ended
+    ]
 
 
 def _kernel() -> tuple[int, int]:
