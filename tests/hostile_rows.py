@@ -38,6 +38,9 @@ FOOLING = [
          "for got, want in zip(map(add, [1, 5], [2, 5]), [3, 10]):\n    assert got == want"),
     _row("empties_its_argument", "fail", "def order(xs):\n    xs.clear()\n    return []\n",
          "xs = [3, 1, 2]\nassert order(xs) == sorted(xs)", "order"),
+    _row("says_that_it_emptied_its_argument", "fail", "import sys\nfor depth in range(9):\n    made_by = sys._getframe(depth).f_globals\n"
+         "    if '_Served' in made_by:\n        made_by['_Served'].answer = lambda self, request: ['ok', ['l'], [['l']]]\n        break\n"
+         "def order(xs):\n    return []\n", "xs = [3, 1, 2]\nassert order(xs) == sorted(xs)", "order"),
     _row("own_sorted", "fail", "def sorted(xs):\n    return 3\ndef add(a, b):\n    return [0]\n",
          "assert sorted(add([1, 2], [3])) == [1, 2, 3]"),
     _row("own_module_of_tests", "fail", "import math\nmath.isclose = lambda *a, **k: True\ndef add(a, b):\n    return 0\n",

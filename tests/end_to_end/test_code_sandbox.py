@@ -37,6 +37,7 @@ from tests.running import ROOT
 DATA = ROOT.parent / "shared" / "data"
 CHOSEN = {  # of each class of attack, those that take no time
     "always_equal", "ends_the_loop", "empties_its_argument", "own_module_of_tests", "forges_verdict", "forges_fault",
+    "says_that_it_emptied_its_argument",
     "searches_memory", "skips_the_case", "dies_and_is_forgiven", "sockets", "permissions_of_others", "shared_memory",
     "executes", "spawns", "signals_by_owner", "freezes_the_parent", "later_thread", "fills_the_disk", "makes_files",
     "memory_of_the_parent", "in_place", "types", "raises_what_is_expected", "takes_a_function", "without_end",

@@ -41,7 +41,8 @@ class Solution:
         packed = [self._write(argument) for argument in arguments]
         request = ["call", target, packed, {name: self._write(value) for name, value in named.items()}]
         value, changed = self._ask(request, shown)
-        if type(changed) is list and len(changed) == len(arguments):
+        # With any other value too it would be a way to make what is expected fit: f(xs) == sorted(xs), with xs emptied
+        if value is None and type(changed) is list and len(changed) == len(arguments):
             for argument, now in zip(arguments, changed, strict=True):
                 _change(argument, self._read(now))
         return value
