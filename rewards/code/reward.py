@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewards.code.executor import Choice, Executor, Job, executor_for
-from rewards.code.extract import defines, find_program, parses
+from rewards.code.extract import METHODS_CLASS, defines, find_program, parses
 from rewards.code.languages import LANGUAGES, command_for
 from rewards.code.pool import TIERS, Settings
 from rewards.code.shapes import Task, task_of
@@ -129,9 +129,10 @@ def _assembled(code: str, task: Task) -> str:
 
 def _entry(task: Task, program: str) -> str | None:
     """As an expression in the program. Data of the form of LeetCode names a method of the class Solution."""
-    if task.entry and task.entry.isidentifier() and not defines(program, task.entry) and defines(program, "Solution"):
-        return f"Solution().{task.entry}"
-    return task.entry
+    entry = task.entry
+    if entry and entry.isidentifier() and not defines(program, entry) and defines(program, METHODS_CLASS):
+        return f"{METHODS_CLASS}().{entry}"
+    return entry
 
 
 def result_of(outcome: Mapping[str, Any], partial: bool) -> RewardResult:

@@ -135,6 +135,27 @@ def test_the_share_of_tests_and_why(pool: Pool) -> None:
     assert (result.value, result.detail) == (0.0, "input 1: exit code 3")
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("double", "assert double(2) == 4 and double(3) == 6"),
+        ("sum", "def check(candidate):\n    assert candidate(3) == sum([2, 4])"),  # which Python has, too
+    ],
+)
+def test_methods_of_leetcode(pool: Pool, name: str, code: str) -> None:
+    solution = f"```python\nclass Solution:\n    def {name}(self, x):\n        return 2 * x\n```"
+    pairs = {"inputs": [[2], [3]], "outputs": [4, 6]}
+    for row in (
+        {"input_output": {"fn_name": name, **pairs}},
+        {"input_output": pairs, "entry_point": f"Solution().{name}"},
+        {"test": code, "entry_point": name},
+        {"test": code, "entry_point": f"Solution().{name}"},
+    ):
+        columns = {column: [value, value] for column, value in row.items()}
+        right, wrong = code_reward([solution, solution.replace("2 * x", "x")], Options(), pool, **columns)
+        assert (right.status, wrong.status) == ("ok", "wrong"), (row, right)
+
+
 def test_tests_at_fault_have_no_value(pool: Pool) -> None:
     for tests, why in (
         ("assert add(1, 2) == ", "cannot be read"),

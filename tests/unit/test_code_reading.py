@@ -40,6 +40,13 @@ def test_the_program_in_a_completion(text: str, program: str | None) -> None:
     assert (found and found[0]) == program
 
 
+def test_the_class_of_a_method_before_an_example_of_its_use() -> None:
+    method, use = "class Solution:\n    def f(self, x):\n        return x\n", "print(Solution().f(1))\n"
+    text = f"```python\n{method}```\nFor example:\n```python\n{use}```"
+    assert find_program(text, entry="f") == find_program(text, entry="Solution().f") == (method, True)
+    assert find_program(text) == (use, True)
+
+
 def test_text_without_a_fence_is_the_program() -> None:
     assert find_program("    return 1\n") == ("    return 1\n", False)
     assert list(fenced_blocks("a `b` c\n``` x\n")) == [("x", "")]
