@@ -135,6 +135,9 @@ HONEST = [
     _row("a_class", "pass", "class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n"
          "        self.items.append(x)\n    def pop(self):\n        return self.items.pop()\n",
          "s = Stack()\ns.push(1)\ns.push([2])\nassert s.pop() == [2]\nassert s.items == [1]", "Stack"),
+    _row("the_same_object", "pass", "class Only:\n    made = None\n    def __new__(cls):\n        cls.made = cls.made or object.__new__(cls)\n        return cls.made\n"
+         "    def me(self):\n        return [self]\n", "a = Only()\nassert a is Only() and a == a.me()[0] and a in {a.me()[0]}\nassert a.me != a.made", "Only"),
+    _row("closes_its_output", "pass", "import sys\nprint(sum(map(int, input().split())))\nsys.stdout.close()\n", _SUMS),
     _row("linked_lists", "pass", "class Node:\n    def __init__(self, value, next=None):\n        self.value, self.next = value, next\n"
          "def f(node):\n    total = 0\n    while node:\n        total, node = total + node.value, node.next\n    return total\n",
          "a = Node(1, Node(2))\nassert f(a) == 3\na.next.value = 5\na.next.next = Node(10)\nassert f(a) == 16 and a.next.value == 5", "f"),

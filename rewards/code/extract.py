@@ -30,7 +30,7 @@ def find_program(text: str, language: str = "python", entry: str | None = None) 
     what it begins with, or the class Solution, of which it may be a method; else the last. A block that is cut off ends
     with the text. Without any block the whole text, if there is something in it.
     """
-    text = text.rpartition(_END_OF_THOUGHT)[2]
+    text = text.rpartition(_END_OF_THOUGHT)[2].removeprefix("\ufeff")  # a byte order mark is no part of a program
     blocks = list(fenced_blocks(text))
     if not blocks:
         return (text, False) if text.strip() else None

@@ -41,7 +41,7 @@ CHOSEN = {  # of each class of attack, those that take no time
     "searches_memory", "skips_the_case", "dies_and_is_forgiven", "sockets", "permissions_of_others", "shared_memory",
     "executes", "spawns", "signals_by_owner", "freezes_the_parent", "later_thread", "fills_the_disk", "makes_files",
     "memory_of_the_parent", "in_place", "types", "raises_what_is_expected", "takes_a_function", "without_end",
-    "a_class", "linked_lists", "allocates_at_once", "deep_recursion", "own_folder", "event_loop",
+    "a_class", "linked_lists", "the_same_object", "allocates_at_once", "deep_recursion", "own_folder", "event_loop",
     "bare_clone", "clone3", "named_memory", "queued_signal", "empties_the_library", "whole_library",
     "written_at_exit", "exits_well",
 }  # fmt: skip

@@ -32,6 +32,7 @@ class Solution:
         self.last_call, self.gone = "", ""  # for people; `gone`: why nothing can be called any more
         self._peer, self._on_first_call = peer, on_first_call
         self._kept = Kept()  # functions of the tests that the solution was given
+        self._known: dict[tuple[int, str], Remote] = {}  # objects of the solution: the same one is the same here
         self._lock = threading.RLock()
 
     def call(self, target: list[Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -122,8 +123,10 @@ class Solution:
 
     def _dereference(self, data: list[Any]) -> Any:
         number, how, name = read_reference(data)
-        kind = {"iterator": RemoteIterator, "callable": RemoteCallable}.get(how, Remote)
-        return kind(self, ["kept", number], name)
+        if (number, how) not in self._known:
+            kind = {"iterator": RemoteIterator, "callable": RemoteCallable}.get(how, Remote)
+            self._known[number, how] = kind(self, ["kept", number], name)
+        return self._known[number, how]
 
 
 _LENGTHS = {"ready": 1, "ok": 3, "raise": 3, "fatal": 2, "back": 3}
