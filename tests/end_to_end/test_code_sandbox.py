@@ -161,6 +161,8 @@ def test_tests_at_fault_have_no_value(pool: Pool) -> None:
         ("assert add(1, 2) == ", "cannot be read"),
         ("x = 1 / 0\nassert add(1, 2) == 3", "ZeroDivisionError"),
         ("assert 1 == 1", "no test called the solution"),
+        ("class A: ...\nassert add(1, 2) == 3\ntry:\n    add(A(), 2)\nexcept:\n    0", "A objects of the tests"),
+        ("assert add(1, 2) == 3\nassert add(iter([1]), 2) == 3", "list_iterator objects of the tests cannot"),
     ):
         (result,) = code_reward([RIGHT], Options(), pool, tests=[tests], entry_point=["add"])
         assert (result.value, result.status) == (None, "error") and why in result.detail

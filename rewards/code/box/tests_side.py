@@ -24,12 +24,17 @@ class SolutionGone(BaseException):
     that no test takes it for one that it expects."""
 
 
+class StaysHere(BaseException):
+    """The tests hand the solution an object of their own, which cannot be had over there. Not an Exception either."""
+
+
 class Solution:
     """The other side of the socket. Lives as long as the tests."""
 
     def __init__(self, peer: socket.socket, on_first_call: Callable[[], None]) -> None:
         self.num_calls = 0
         self.last_call, self.gone = "", ""  # for people; `gone`: why nothing can be called any more
+        self.fault = ""  # why the tests cannot be run, whatever the solution is
         self._peer, self._on_first_call = peer, on_first_call
         self._kept = Kept()  # functions of the tests that the solution was given
         self._known: dict[tuple[int, str], Remote] = {}  # objects of the solution: the same one is the same here
@@ -106,16 +111,25 @@ class Solution:
     def _call_back(self, answer: list[Any]) -> list[Any]:
         try:
             arguments = [self._read(item) for item in answer[2]]
-            return ["ok", self._write(self._kept[answer[1]](*arguments))]
-        except Exception as error:
+            return ["ok", write(self._kept[answer[1]](*arguments), self._refer)]
+        except (Exception, StaysHere) as error:
             return raised(error)
 
     def _write(self, value: Any) -> Any:
-        return write(value, self._refer)
+        try:
+            return write(value, self._refer)
+        except StaysHere as error:
+            self.fault = str(error)
+            raise
 
     def _refer(self, value: Any) -> list[Any]:
         if isinstance(value, Remote):
             return ["K", *value._target]
+        if not callable(value):
+            raise StaysHere(
+                f"{type(value).__name__} objects of the tests cannot cross to the program. Expected plain data and "
+                "functions; a class that the tests do not define is the program's own, and its objects can"
+            )
         return self._kept.refer(value)
 
     def _read(self, data: Any) -> Any:
@@ -187,17 +201,17 @@ def judge(job: Mapping[str, Any], peer: socket.socket, verdict: socket.socket) -
             unit.run()
             passed += unit.counts and not solution.gone
         except BaseException as error:
-            if not solution.num_calls and not solution.gone:
+            if not solution.num_calls and not solution.gone and not solution.fault:
                 frames.send(verdict, _fault(f"{unit.source[:_SHOWN]}: {describe(error)}"))
                 return
             detail = detail or solution.gone or _failure(unit, error, solution)
             if job["stop_at_first"] or not unit.counts:
                 break
-        if solution.gone:  # also when the test has caught everything
+        if solution.gone or solution.fault:  # also when the test has caught everything
             detail = solution.gone
             break
-    if not solution.num_calls and not detail:
-        frames.send(verdict, _fault("no test called the solution"))
+    if solution.fault or (not solution.num_calls and not detail):
+        frames.send(verdict, _fault(solution.fault or "no test called the solution"))
         return
     frames.send(verdict, {"passed": passed, "total": total, "detail": detail, "fault": ""})
 
