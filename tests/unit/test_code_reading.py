@@ -162,7 +162,9 @@ def test_failures_of_the_sandbox_have_no_value() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"timeout": 3}, "no arg 'timeout'. There are: mode, "),
+        ({"executor": "http://u:p@host:1"}, "has a name or password in it"),
+        ({"executor": "http://host:1", "tier": "landlock"}, "tier has no effect with an executor"),
+        ({"timeout": 3}, "sets 'timeout', which it does not take. Did you mean 'timeout_s'"),
         ({"timeout_s": 0}, "timeout_s is 0; expected a number from 0.1 to 300"),
         ({"memory_mb": 100.5}, "memory_mb is 100.5"),
         ({"partial": "yes"}, "partial is 'yes'; expected true or false"),
@@ -176,7 +178,7 @@ def test_failures_of_the_sandbox_have_no_value() -> None:
     ],
 )
 def test_wrong_args_are_refused_before_a_run(args: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match="reward 'code'") as error:
+    with pytest.raises(UserError, match="'code'") as error:
         resolve(RewardFunction.model_validate({"function": "code", "args": args}))
     assert message in str(error.value)
 
