@@ -13,7 +13,7 @@ from rewards.code.executor import Choice, Executor, Job, executor_for
 from rewards.code.extract import METHODS_CLASS, defines, find_program, parses
 from rewards.code.languages import LANGUAGES, command_for
 from rewards.code.pool import TIERS, Settings
-from rewards.code.shapes import Task, task_of
+from rewards.code.shapes import TEST_COLUMNS, Task, task_of
 from rewards.texts import Completion, completion_text
 from rlft.errors import UserError
 from rlft.samples import RewardResult
@@ -185,7 +185,7 @@ def _check_executor(args: Mapping[str, Any]) -> None:
 
 
 def check_columns(names: Iterable[str], **args: Any) -> None:
-    """Raise UserError when the data lacks a column that args name."""
+    """Raise UserError when the data lacks a column that args name, or has none with tests."""
     names = list(names)
     for key in _COLUMNS:
         if args.get(key) is not None and args[key] not in names:
@@ -193,6 +193,11 @@ def check_columns(names: Iterable[str], **args: Any) -> None:
                 f"reward 'code': {key} is {args[key]!r}, and the data has no such column. Columns there: "
                 f"{', '.join(names) or 'none'}."
             )
+    if args.get("tests_column") is None and not {*TEST_COLUMNS} & {*names} and not {"inputs", "outputs"} <= {*names}:
+        raise UserError(
+            f"reward 'code': the data has no column with tests; looked for {', '.join(TEST_COLUMNS)}, inputs and "
+            f"outputs. Columns there: {', '.join(names) or 'none'}. Name it with args: {{tests_column: ...}}."
+        )
 
 
 def check_code_reward(**args: Any) -> None:

@@ -128,6 +128,7 @@ def test_columns_are_looked_for_before_a_run() -> None:
         ("math", {}, "no column with the right answer. Columns there: question; tried answer, solution"),
         ("math", {"column": "gold"}, "no column 'gold'"),
         ("math", {"column": "question", "choices": "options"}, "no column 'options'"),
+        ("code", {}, "no column with tests; looked for test_list, test"),
         ("code", {"tests_column": "checks"}, "tests_column is 'checks', and the data has no such column"),
     ):
         with pytest.raises(UserError, match=words):
