@@ -20,6 +20,7 @@ _TAGS = {  # what models write behind a fence
     "ruby": ("ruby", "rb", ""),
 }
 _END_OF_THOUGHT = "</think>"
+_BYTE_ORDER = "\ufeff"  # a mark in front of a program is no part of it
 METHODS_CLASS = "Solution"  # of data of LeetCode's form, which names one of its methods
 
 
@@ -30,10 +31,10 @@ def find_program(text: str, language: str = "python", entry: str | None = None) 
     what it begins with, or the class Solution, of which it may be a method; else the last. A block that is cut off ends
     with the text. Without any block the whole text, if there is something in it.
     """
-    text = text.rpartition(_END_OF_THOUGHT)[2].removeprefix("\ufeff")  # a byte order mark is no part of a program
-    blocks = list(fenced_blocks(text))
+    text = text.rpartition(_END_OF_THOUGHT)[2]
+    blocks = [(tag, code.removeprefix(_BYTE_ORDER)) for tag, code in fenced_blocks(text)]
     if not blocks:
-        return (text, False) if text.strip() else None
+        return (text.removeprefix(_BYTE_ORDER), False) if text.strip() else None
     tags = _TAGS.get(language, (language, ""))
     right = [code for tag, code in blocks if tag.lower() in tags and code.strip()]
     if not right:

@@ -50,6 +50,7 @@ def test_the_class_of_a_method_before_an_example_of_its_use() -> None:
 def test_text_without_a_fence_is_the_program() -> None:
     assert find_program("    return 1\n") == ("    return 1\n", False)
     assert find_program(f"\ufeff{ONE}") == (ONE, False)
+    assert find_program(f"```python\n\ufeff{ONE}```") == (ONE, True)
     assert list(fenced_blocks("a `b` c\n``` x\n")) == [("x", "")]
 
 
