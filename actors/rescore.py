@@ -27,6 +27,8 @@ from rlft.runs.files import atomic_write
 from rlft.runs.rollouts import read_rollouts, stored_steps
 from rlft.samples import ENVIRONMENT, Group
 
+# A run is scored again without its data, which may be gone since
+_NO_DATA = ("--data.path=null", "--data.mixture=[]", "--evaluation={}")
 _NO_LIMIT = 2**31  # tokens: nothing is drawn, so nothing has to fit
 
 
@@ -42,9 +44,10 @@ class Scored:
         return samples_table(self.groups, limit)
 
     def write(self, path: str) -> None:
-        """One JSON line a sample."""
+        """One JSON line a sample. Half of a surrogate pair, which UTF-8 cannot say, stays JSON's escape."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(self.groups))
-        atomic_write(Path(path), lambda temporary: temporary.write_text(text))
+        data = text.encode("utf-8", "backslashreplace")
+        atomic_write(Path(path), lambda temporary: temporary.write_bytes(data))
 
 
 def score_file(path: str, data: str, column: str | None = None, overrides: Sequence[str] = ()) -> Scored:
@@ -76,7 +79,7 @@ def score_run(run: str, steps: str | None = None, overrides: Sequence[str] = (),
     folder = Path(run)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{run}: expected a run's folder, with config.yaml and rollouts/.")
-    config = load_config(folder / "config.yaml", list(overrides))
+    config = load_config(folder / "config.yaml", [*_NO_DATA, *overrides])
     rewards = _rewards(config)
     prepare(config, 0)
     rows = [row for step in _chosen(folder, steps) for row in read_rollouts(step)]

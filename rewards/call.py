@@ -26,6 +26,7 @@ from rlft.samples import Group, RewardResult, RewardStatus, Sample
 MAX_ABANDONED = 8  # calls that ran out of time and still run; more would eat the machine's cores and memory
 MAX_DETAIL = 300  # characters of an error that are kept with each sample
 _ENTRIES = numbers.Real | RewardResult | Exception
+_TYPES = {"detail": str, "seconds": numbers.Real, "counts": Mapping}
 _WITH_VALUE, _WITHOUT_VALUE = ("ok", "wrong", "unparsed"), ("error", "none")
 
 
@@ -176,7 +177,7 @@ def _result(reward: BoundReward, value: Any, seconds: float) -> RewardResult:
         return RewardResult(None, "error", error_detail(value, reward.file), seconds)
     if value is None:
         return RewardResult(None, "none", "returned None", seconds)
-    number = float(value.item() if hasattr(value, "item") else value)
+    number = _float(value.item() if hasattr(value, "item") else value)
     if not math.isfinite(number):
         return RewardResult(None, "none", f"returned {number}", seconds)
     return RewardResult(number, "ok", "", seconds)
@@ -185,7 +186,8 @@ def _result(reward: BoundReward, value: Any, seconds: float) -> RewardResult:
 def _checked(name: str, result: RewardResult, seconds: float) -> RewardResult:
     """What a function says in full: its own seconds where it gives any. Raises UserError for a status without its
     value, or a value that its status cannot have."""
-    number = None if result.value is None else float(result.value)
+    _check_types(name, result)
+    number = None if result.value is None else _float(result.value)
     if number is not None and not math.isfinite(number):
         return RewardResult(None, "none", f"returned {number}; {result.detail}"[:MAX_DETAIL], result.seconds or seconds)
     needs, has = result.status in _WITH_VALUE, number is not None
@@ -197,6 +199,28 @@ def _checked(name: str, result: RewardResult, seconds: float) -> RewardResult:
             "or refused."
         )
     return replace(result, value=number, detail=result.detail[:MAX_DETAIL], seconds=result.seconds or seconds)
+
+
+def _check_types(name: str, result: RewardResult) -> None:
+    """Raise UserError for a RewardResult of other types than it says."""
+    wrong = next((field for field, kind in _TYPES.items() if not isinstance(getattr(result, field), kind)), None)
+    if result.value is not None and not isinstance(result.value, numbers.Real) and not _is_scalar(result.value):
+        wrong = "value"
+    if wrong is None and not all(isinstance(count, numbers.Real) for count in result.counts.values()):
+        wrong = "counts"
+    if wrong is not None:
+        raise UserError(
+            f"reward {name!r} returned a RewardResult whose {wrong} is {str(getattr(result, wrong))[:80]!r}. Expected "
+            "value: a number or None, detail: a text, seconds: a number, counts: numbers by name."
+        )
+
+
+def _float(value: Any) -> float:
+    """The number; infinite where a whole number is larger than floats go."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def error_detail(error: BaseException, file: str | None) -> str:

@@ -41,8 +41,8 @@ def check_ensemble(paths: Sequence[str], combine: str | None, doubt: float | Non
         problem = f"combine is {combine!r}; expected {', '.join(COMBINED)}"
     elif len(paths) == 1 and (combine is not None or doubt is not None):
         problem = "combine and doubt have no effect with one model; take them out, or give path a list"
-    elif doubt is not None and (combine != "conservative" or not doubt > 0):
-        problem = f"doubt is {doubt}; expected a number above 0, with combine: conservative"
+    elif doubt is not None and (combine != "conservative" or not isinstance(doubt, int | float) or not doubt > 0):
+        problem = f"doubt is {doubt!r}; expected a number above 0, with combine: conservative"
     elif (mean is None) != (std is None):
         problem = "mean and std go together: both, or none"
     if problem is not None:

@@ -60,12 +60,12 @@ class VerlScore(Foreign):
         super().__init__(function, name, args)
         self.required = tuple(n for n in ("data_source", "ground_truth") if n not in args and n in _required(function))
         self._extra = {name: value for name, value in args.items() if name not in self.own_args}
-        self._takes_info = _takes(function, "extra_info")
+        self._taken = [name for name in self.own_args if _takes(function, name)]
 
     def __call__(self, **provided: Any) -> Any:
         texts = [completion_text(completion) for completion in provided["completions"]]
-        columns = {name: self._column(name, provided, len(texts)) for name in ("data_source", "ground_truth")}
-        if self._takes_info:
+        columns = {name: self._column(name, provided, len(texts)) for name in self._taken}
+        if "extra_info" in columns:
             columns["extra_info"] = [dict(info or {}) for info in self._column("extra_info", provided, len(texts))]
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(texts))]
         said = [_said(self.function, solution_str=text, **row, **self._extra) for text, row in zip(texts, rows)]

@@ -30,10 +30,8 @@ def boxed_format(completions: Sequence[Completion], **columns: Any) -> list[floa
 def format_regex(completions: Sequence[Completion], pattern: str, **columns: Any) -> list[float]:
     """1 when the regular expression `pattern` (from `args`) is found in the completion; otherwise 0. The dot matches
     line breaks too."""
-    try:
-        compiled = re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise UserError(f"reward 'format_regex': pattern {pattern!r} is not a regular expression: {error}") from None
+    check_format_regex(pattern)
+    compiled = re.compile(pattern, re.DOTALL)
     return [float(compiled.search(completion_text(completion)) is not None) for completion in completions]
 
 
@@ -156,6 +154,16 @@ def check_json_schema(schema: Any = None, tag: Any = None, **other: Any) -> None
     _validator(schema if isinstance(schema, str) else json.dumps(schema))
 
 
+def check_format_regex(pattern: Any = None) -> None:
+    """For before a run starts: raise UserError for a pattern that is none."""
+    if not isinstance(pattern, str):
+        raise UserError(f"rewards: format_regex needs args.pattern, a regular expression; found {pattern!r}")
+    try:
+        re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise UserError(f"reward 'format_regex': pattern {pattern!r} is not a regular expression: {error}") from None
+
+
 def check_tags(tags: Any = ("think", "answer"), opened: Any = False, **other: Any) -> None:
     """For before a run starts: raise UserError for args that mean nothing."""
     if not isinstance(tags, list | tuple) or not tags or len(set(map(str, tags))) < len(tags):
@@ -171,5 +179,6 @@ def _check_tags(name: str, key: str, found: Sequence[Any]) -> None:
             raise UserError(f"rewards: {name} has {key} {tag!r}; expected the name of a tag without <>, like think")
 
 
+format_regex.check_args = check_format_regex  # type: ignore[attr-defined]
 tags.check_args = check_tags  # type: ignore[attr-defined]  # called when a run looks at its functions
 json_schema.check_args = check_json_schema  # type: ignore[attr-defined]

@@ -151,6 +151,8 @@ def _bind(
             f"rewards: args of {name!r} sets {unknown[0]!r}, which the function does not take."
             f"{f' Did you mean {near[0]!r}?' if near else ''} Its parameters: {', '.join(sorted(accepts or ()))}."
         )
+    if spec is not None and spec.function in BUILTIN:
+        _refuse_ignored(function, name, args)
     if hasattr(function, "check_args"):
         function.check_args(**values.args)
     code = _code(function)
@@ -171,6 +173,20 @@ def _bind(
         gate=values.gate,
         beside=getattr(function, "beside", None),
     )
+
+
+def _refuse_ignored(function: Callable[..., Any], name: str, args: Mapping[str, Any]) -> None:
+    """Built-ins take every column (**columns), among which an arg that they do not know would be lost. An attribute
+    `arg_names` has those that are not parameters."""
+    named = [one.name for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    known = getattr(function, "arg_names", None) or [one for one in named if one not in PROVIDED]
+    for key in args:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            raise UserError(
+                f"rewards: args of {name!r} sets {key!r}, which it does not take."
+                f"{f' Did you mean {near[0]!r}?' if near else ''} It takes {', '.join(known) or 'none'}."
+            )
 
 
 def _code(function: Callable[..., Any]) -> Any:

@@ -60,17 +60,15 @@ def check_process_reward_model(
     reduce: str = "min",
     dtype: str = "float32",
     device: str | None = None,
-    **other: Any,
 ) -> None:
     """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing."""
-    known = "path, separator, reduce, dtype and device"
     if not isinstance(reduce, str) or reduce not in REDUCE:
         raise UserError(f"rewards: process_reward_model's reduce is {reduce!r}; expected {', '.join(REDUCE)}")
     if not isinstance(separator, str) or not separator:
         raise UserError(
             f"rewards: process_reward_model's separator is {separator!r}; expected a text that is not empty"
         )
-    check_scoring_model("process_reward_model", "process_reward", path, dtype, other, known)
+    check_scoring_model("process_reward_model", "process_reward", path, dtype)
 
 
 def _read(judge: ScoringModel, asked: Sequence[tuple[Any, list[str]]], separator: str) -> list[Any]:

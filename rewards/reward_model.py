@@ -70,12 +70,10 @@ def check_reward_model(
     doubt: float | None = None,
     mean: Any = None,
     std: Any = None,
-    **other: Any,
 ) -> None:
     """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing."""
-    known = "path, dtype, device, combine, doubt, mean and std"
     for one in path if isinstance(path, list) else [path]:
-        check_scoring_model("reward_model", "reward", one, dtype, other, known)
+        check_scoring_model("reward_model", "reward", one, dtype)
     check_ensemble([path] if isinstance(path, str) else path or [], combine, doubt, mean, std)
 
 

@@ -55,15 +55,14 @@ def load_scoring_model(path: str, dtype: str, device: str | None) -> ScoringMode
         return _load(path, dtype, device)
 
 
-def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, other: dict[str, Any], known: str) -> None:
+def check_scoring_model(name: str, kind: str, path: str | None, dtype: str) -> None:
     """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing. `name`
-    of the reward function, `kind` the algorithm.type that trains its models, `known` its args, for messages."""
-    if other:
-        raise UserError(f"rewards: args of {name} has {next(iter(other))!r}; expected {known}")
+    of the reward function, `kind` the algorithm.type that trains its models, for messages."""
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"rewards: {name}'s dtype is {dtype!r}; expected float32 or bfloat16")
-    if path is None:
-        raise UserError(f"rewards: {name} needs a model: args: {{path: runs/my_reward/checkpoints/step-000100}}")
+    if not isinstance(path, str) or not path:
+        found = "" if path is None else f"; found path {path!r}"
+        raise UserError(f"rewards: {name} needs a model: args: {{path: runs/my_reward/checkpoints/step-000100}}{found}")
     from transformers import AutoConfig
 
     from rlft.data.reading import near_names
@@ -77,14 +76,20 @@ def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, othe
             f"(algorithm.type {kind}), or give another's folder."
         )
     try:
-        kinds = AutoConfig.from_pretrained(path).architectures or []
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"rewards: {name}'s path {path} cannot be loaded as a model ({reason})") from None
+    kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in found for found in kinds):
         raise UserError(
             f"rewards: {name}'s path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
             f"algorithm.type {kind}, and give its checkpoint."
+        )
+    if kinds and config.num_labels != 1:
+        raise UserError(
+            f"rewards: {name}'s path {path} gives {config.num_labels} scores for a text (num_labels); expected a model "
+            "that gives one. To weigh several against each other, write a function that asks the model."
         )
     _check_kind(name, kind, path)
 

@@ -26,8 +26,7 @@ def overlong(completion_ids: Sequence[Sequence[int]], max_length: int, buffer: i
     """0 up to max_length - buffer tokens, from there down in a straight line to -1 at max_length, -1 beyond (DAPO's
     soft overlong punishment, Yu et al. 2025, arXiv:2503.14476, eq. 13). With generator.max_new_tokens above max_length
     a completion can be punished before it is cut off."""
-    if not 0 < buffer <= max_length:
-        raise UserError(f"reward 'overlong': buffer is {buffer}; expected above 0 and at most max_length, {max_length}")
+    check_overlong(max_length, buffer)
     return [-min(1.0, max(0.0, (len(ids) - (max_length - buffer)) / buffer)) for ids in completion_ids]
 
 
@@ -35,13 +34,32 @@ def repetition(completion_ids: Sequence[Sequence[int]], size: int = 20, **column
     """Minus the share of runs of `size` tokens that occurred before (the n-gram penalty of Yeo et al. 2025,
     "Demystifying long chain-of-thought reasoning", arXiv:2502.03373): 0 when nothing is said twice, close to -1 for a
     loop."""
-    if size < 1:
-        raise UserError(f"reward 'repetition': size is {size}; expected at least 1")
+    check_repetition(size)
     penalties = []
     for ids in completion_ids:
         runs = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
         penalties.append(len(set(runs)) / len(runs) - 1.0 if runs else 0.0)
     return penalties
+
+
+def check_overlong(max_length: Any = None, buffer: Any = None) -> None:
+    """For before a run starts: raise UserError for args that mean nothing."""
+    if not _is_whole(max_length) or max_length < 1:
+        raise UserError(f"reward 'overlong': max_length is {max_length!r}; expected a number of tokens")
+    if not _is_whole(buffer) or not 0 < buffer <= max_length:
+        raise UserError(
+            f"reward 'overlong': buffer is {buffer!r}; expected above 0 and at most max_length, {max_length}"
+        )
+
+
+def check_repetition(size: Any = 20) -> None:
+    """For before a run starts: raise UserError for args that mean nothing."""
+    if not _is_whole(size) or size < 1:
+        raise UserError(f"reward 'repetition': size is {size!r}; expected at least 1")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def length(
@@ -158,7 +176,9 @@ def _script(letter: str) -> str:
     return _NAMES.get(first, first)
 
 
-length.check_args = check_length  # type: ignore[attr-defined]  # called when a run looks at its functions
+overlong.check_args = check_overlong  # type: ignore[attr-defined]  # called when a run looks at its functions
+repetition.check_args = check_repetition  # type: ignore[attr-defined]
+length.check_args = check_length  # type: ignore[attr-defined]
 language.check_args = check_language  # type: ignore[attr-defined]
 group_length.check_args = check_group_length  # type: ignore[attr-defined]
 group_length.check_order = _check_order  # type: ignore[attr-defined]  # called with the names of functions before it

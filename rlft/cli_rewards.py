@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlft.errors import UserError
@@ -68,6 +69,8 @@ def _replay(args: argparse.Namespace, overrides: list[str]) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.rows < 0:
         raise UserError(f"--rows: found {args.rows}, expected at least 0")
+    if args.out is not None and (Path(args.out).is_dir() or not Path(args.out).absolute().parent.is_dir()):
+        raise UserError(f"--out {args.out}: expected the name of a file in a folder that is there")
     from actors.process import set_environment
 
     set_environment()

@@ -38,6 +38,9 @@ FOOLING = [
          "for got, want in zip(map(add, [1, 5], [2, 5]), [3, 10]):\n    assert got == want"),
     _row("empties_its_argument", "fail", "def order(xs):\n    xs.clear()\n    return []\n",
          "xs = [3, 1, 2]\nassert order(xs) == sorted(xs)", "order"),
+    _row("says_that_it_emptied_its_argument", "fail", "import sys\nfor depth in range(9):\n    made_by = sys._getframe(depth).f_globals\n"
+         "    if '_Served' in made_by:\n        made_by['_Served'].answer = lambda self, request: ['ok', ['l'], [['l']]]\n        break\n"
+         "def order(xs):\n    return []\n", "xs = [3, 1, 2]\nassert order(xs) == sorted(xs)", "order"),
     _row("own_sorted", "fail", "def sorted(xs):\n    return 3\ndef add(a, b):\n    return [0]\n",
          "assert sorted(add([1, 2], [3])) == [1, 2, 3]"),
     _row("own_module_of_tests", "fail", "import math\nmath.isclose = lambda *a, **k: True\ndef add(a, b):\n    return 0\n",
@@ -132,6 +135,9 @@ HONEST = [
     _row("a_class", "pass", "class Stack:\n    def __init__(self):\n        self.items = []\n    def push(self, x):\n"
          "        self.items.append(x)\n    def pop(self):\n        return self.items.pop()\n",
          "s = Stack()\ns.push(1)\ns.push([2])\nassert s.pop() == [2]\nassert s.items == [1]", "Stack"),
+    _row("the_same_object", "pass", "class Only:\n    made = None\n    def __new__(cls):\n        cls.made = cls.made or object.__new__(cls)\n        return cls.made\n"
+         "    def me(self):\n        return [self]\n", "a = Only()\nassert a is Only() and a == a.me()[0] and a in {a.me()[0]}\nassert a.me != a.made", "Only"),
+    _row("closes_its_output", "pass", "import sys\nprint(sum(map(int, input().split())))\nsys.stdout.close()\n", _SUMS),
     _row("linked_lists", "pass", "class Node:\n    def __init__(self, value, next=None):\n        self.value, self.next = value, next\n"
          "def f(node):\n    total = 0\n    while node:\n        total, node = total + node.value, node.next\n    return total\n",
          "a = Node(1, Node(2))\nassert f(a) == 3\na.next.value = 5\na.next.next = Node(10)\nassert f(a) == 16 and a.next.value == 5", "f"),

@@ -20,24 +20,30 @@ _TAGS = {  # what models write behind a fence
     "ruby": ("ruby", "rb", ""),
 }
 _END_OF_THOUGHT = "</think>"
+_BYTE_ORDER = "\ufeff"  # a mark in front of a program is no part of it
+METHODS_CLASS = "Solution"  # of data of LeetCode's form, which names one of its methods
 
 
 def find_program(text: str, language: str = "python", entry: str | None = None) -> tuple[str, bool] | None:
     """The program, and whether it stood in a fenced block; None when there is none.
 
-    What is behind the last </think> counts. Of several blocks of the right language the last that defines `entry`, else
-    the last. A block that is cut off ends with the text. Without any block the whole text, if there is something in it.
+    What is behind the last </think> counts. Of several blocks of the right language the last that defines `entry`, or
+    what it begins with, or the class Solution, of which it may be a method; else the last. A block that is cut off ends
+    with the text. Without any block the whole text, if there is something in it.
     """
     text = text.rpartition(_END_OF_THOUGHT)[2]
-    blocks = list(fenced_blocks(text))
+    blocks = [(tag, code.removeprefix(_BYTE_ORDER)) for tag, code in fenced_blocks(text)]
     if not blocks:
-        return (text, False) if text.strip() else None
+        return (text.removeprefix(_BYTE_ORDER), False) if text.strip() else None
     tags = _TAGS.get(language, (language, ""))
     right = [code for tag, code in blocks if tag.lower() in tags and code.strip()]
     if not right:
         return None
-    defining = [code for code in right if entry and defines(code, entry)]
-    return (defining or right)[-1], True
+    for name in (re.split(r"\W", entry)[0], METHODS_CLASS) if entry else ():
+        defining = [code for code in right if defines(code, name)]
+        if defining:
+            return defining[-1], True
+    return right[-1], True
 
 
 def fenced_blocks(text: str) -> Iterator[tuple[str, str]]:

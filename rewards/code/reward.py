@@ -5,15 +5,15 @@ Knows nothing about Ray or models, nor how a sandbox is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rewards.code.executor import Choice, Executor, Job, executor_for
-from rewards.code.extract import defines, find_program, parses
+from rewards.code.extract import METHODS_CLASS, defines, find_program, parses
 from rewards.code.languages import LANGUAGES, command_for
 from rewards.code.pool import TIERS, Settings
-from rewards.code.shapes import Task, task_of
+from rewards.code.shapes import TEST_COLUMNS, Task, task_of
 from rewards.texts import Completion, completion_text
 from rlft.errors import UserError
 from rlft.samples import RewardResult
@@ -26,6 +26,8 @@ _NUMBERS = {
     "tolerance": (0, 1),
     "parallel": (0, 256),
 }
+_COLUMNS = ("tests_column", "entry_column", "setup_column")
+_SERVERS = ("tier", "parallel", "disk_mb", "modules", "allow_unsandboxed")  # what an executor's server has chosen
 _WHOLE = ("memory_mb", "disk_mb", "parallel")
 _PROVIDED = ("prompts", "completion_ids", "finish_reasons")
 
@@ -129,9 +131,10 @@ def _assembled(code: str, task: Task) -> str:
 
 def _entry(task: Task, program: str) -> str | None:
     """As an expression in the program. Data of the form of LeetCode names a method of the class Solution."""
-    if task.entry and task.entry.isidentifier() and not defines(program, task.entry) and defines(program, "Solution"):
-        return f"Solution().{task.entry}"
-    return task.entry
+    entry = task.entry
+    if entry and entry.isidentifier() and not defines(program, entry) and defines(program, METHODS_CLASS):
+        return f"{METHODS_CLASS}().{entry}"
+    return entry
 
 
 def result_of(outcome: Mapping[str, Any], partial: bool) -> RewardResult:
@@ -148,9 +151,6 @@ def result_of(outcome: Mapping[str, Any], partial: bool) -> RewardResult:
 
 def make_options(**args: Any) -> Options:
     """Options of these args. Raises UserError that names the arg, what it is, and what was expected."""
-    unknown = [name for name in args if name not in Options.__dataclass_fields__]
-    if unknown:
-        raise UserError(f"reward 'code': no arg {unknown[0]!r}. There are: {', '.join(Options.__dataclass_fields__)}")
     for name, (least, most) in _NUMBERS.items():
         value = args.get(name, least)
         kinds = int if name in _WHOLE else (int, float)
@@ -162,15 +162,42 @@ def make_options(**args: Any) -> Options:
     for name, choices in {"mode": MODES, "tier": ("auto", *TIERS), "language": ("python", *LANGUAGES)}.items():
         if args.get(name, choices[0]) not in choices:
             raise UserError(f"reward 'code': {name} is {args[name]!r}; expected {', '.join(choices)}")
-    for name in ("tests_column", "entry_column", "setup_column", "executor"):
+    for name in (*_COLUMNS, "executor"):
         if args.get(name) is not None and not isinstance(args[name], str):
             raise UserError(f"reward 'code': {name} is {args[name]!r}; expected a text")
     modules = args.get("modules", ())
     if not isinstance(modules, list | tuple) or not all(isinstance(name, str) for name in modules):
         raise UserError(f"reward 'code': modules is {modules!r}; expected a list of names, such as [numpy]")
-    if args.get("executor") and not args["executor"].startswith(("http://", "https://")):
-        raise UserError(f"reward 'code': executor is {args['executor']!r}; expected http://host:port")
+    if args.get("executor"):
+        _check_executor(args)
     return Options(**{**args, "modules": tuple(modules)})
+
+
+def _check_executor(args: Mapping[str, Any]) -> None:
+    url = args["executor"]
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"reward 'code': executor is {url!r}; expected http://host:port")
+    if "@" in url:
+        raise UserError("reward 'code': executor has a name or password in it; its word is in RLFT_CODE_TOKEN")
+    ignored = [name for name in _SERVERS if name in args]
+    if ignored:
+        raise UserError(f"reward 'code': {ignored[0]} has no effect with an executor, whose server says; leave it out")
+
+
+def check_columns(names: Iterable[str], **args: Any) -> None:
+    """Raise UserError when the data lacks a column that args name, or has none with tests."""
+    names = list(names)
+    for key in _COLUMNS:
+        if args.get(key) is not None and args[key] not in names:
+            raise UserError(
+                f"reward 'code': {key} is {args[key]!r}, and the data has no such column. Columns there: "
+                f"{', '.join(names) or 'none'}."
+            )
+    if args.get("tests_column") is None and not {*TEST_COLUMNS} & {*names} and not {"inputs", "outputs"} <= {*names}:
+        raise UserError(
+            f"reward 'code': the data has no column with tests; looked for {', '.join(TEST_COLUMNS)}, inputs and "
+            f"outputs. Columns there: {', '.join(names) or 'none'}. Name it with args: {{tests_column: ...}}."
+        )
 
 
 def check_code_reward(**args: Any) -> None:
@@ -194,5 +221,7 @@ def _is_arg(name: str, columns: Mapping[str, Any]) -> bool:
     return name in columns and (name == "modules" or not isinstance(columns[name], list))
 
 
+code_reward.arg_names = tuple(Options.__dataclass_fields__)  # type: ignore[attr-defined]
 code_reward.check_args = check_code_reward  # type: ignore[attr-defined]  # called when a run looks at its functions
+code_reward.check_columns = check_columns  # type: ignore[attr-defined]  # called with the data's columns, and args
 code_reward.facts = code_facts  # type: ignore[attr-defined]  # called where it will run, before the first step

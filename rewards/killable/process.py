@@ -110,12 +110,14 @@ class Killable:
             start_new_session=True,
         )
         self._owner = os.getpid()
-        if self._line(self._process, START_S) != b"ready\n":
+        line = self._line(self._process, START_S)
+        if line != b"ready\n":
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
             self._stop()
             raise RunError(
-                f"{self._purpose}: its process did not start within {START_S:.0f} s. It said: "
+                f"{self._purpose}: its process "
+                f"{f'did not start within {START_S:.0f} s' if line is None else 'ended as it started'}. It said: "
                 f"{said[-1] if said else 'nothing'}. {self._hint}"
             )
         return self._process

@@ -6,9 +6,8 @@ formulas, runs in a process of its own that is killed when it is late (rewards/k
 
 from __future__ import annotations
 
-import difflib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rewards.math.choices import chosen
@@ -67,18 +66,18 @@ def _check_args(column: Any = None, choices: Any = None, **policy: Any) -> None:
     for name, value in (("column", column), ("choices", choices)):
         if value is not None and not isinstance(value, str):
             raise UserError(f"reward 'math': {name} is {value!r}; expected the name of a column.")
-    allowed = Policy.__dataclass_fields__
-    unknown = [name for name in policy if name not in allowed]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], allowed, n=1, cutoff=0.5)
-        raise UserError(
-            f"reward 'math': args sets {unknown[0]!r}, which it does not take."
-            f"{f' Did you mean {near[0]!r}?' if near else ''} It takes column, choices, {', '.join(allowed)}."
-        )
     Policy(**policy)
 
 
+def _check_columns(names: Iterable[str], column: str | None = None, choices: str | None = None, **policy: Any) -> None:
+    there = dict.fromkeys(names)
+    _column(there, column, GOLD_COLUMNS, "with the right answer")
+    if choices is not None:
+        _column(there, choices, (), "")
+
+
 math_reward.check_args = _check_args  # type: ignore[attr-defined]
+math_reward.check_columns = _check_columns  # type: ignore[attr-defined]  # called with the data's columns, and args
 
 
 def gold_answers(gold: Any) -> list[str]:

@@ -135,6 +135,8 @@ def same_value(gold: Any, answer: Any, tolerance: float = 0.0) -> bool:
     gold, answer = (_plain(expr) for expr in (gold, answer))
     if gold == answer:
         return True
+    if gold.is_Rational and answer.is_Rational and not tolerance:
+        return False  # exactly, however close they are
     if any(_has_open_bounds(expr) for expr in (gold, answer)):
         return False
     variables = sorted(gold.free_symbols | answer.free_symbols, key=str)

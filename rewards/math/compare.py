@@ -195,6 +195,9 @@ class _Comparison:
             self.how = "text"
             long = min(len(gold), len(answer)) > 1
             return gold.casefold() == answer.casefold() if long else False
+        if _BASE.fullmatch(answer) and parse_number(gold) is not None:  # 42_8 is not 42
+            self.how = "numbers in another base"
+            return re.sub(r"_\{?10\}?$", "", answer) == gold
         if _BASE.fullmatch(gold) and (_BASE.fullmatch(answer) or parse_number(answer) is not None):
             self.how = "numbers in another base"
             return gold.replace("{", "").replace("}", "") == answer.replace("{", "").replace("}", "")

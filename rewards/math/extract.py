@@ -54,8 +54,9 @@ class _Box(NamedTuple):
 
 def final_answer(text: str) -> str | None:
     """The answer that a completion ends with, or None when it has none. Several boxes or formulas that belong together
-    ("\\boxed{1} and \\boxed{2}") are one answer, joined by semicolons."""
-    text = _BOLD.sub(r"\1", text[-MAX_TEXT:])
+    ("\\boxed{1} and \\boxed{2}") are one answer, joined by semicolons. What stands before the last </think> does not
+    count, and beside an <answer>...</answer> nothing else does."""
+    text = _BOLD.sub(r"\1", _answering(text[-MAX_TEXT:]))
     marked = marked_answer(text)
     if marked is not None or _is_marked(text):
         return marked
@@ -153,6 +154,14 @@ def last_number(text: str) -> str | None:
         return None
     before = text[: last[0].start()][-1:]
     return None if before.isalpha() or before in {*"_+*/^\\"} else last[0][0].strip()
+
+
+def _answering(text: str) -> str:
+    """Without thoughts, and of what is left the last that is tagged as the answer."""
+    text = text.rpartition("</think>")[2]
+    before, closed, _ = text.rpartition("</answer>")
+    opened = before.rfind("<answer>")
+    return before[opened + len("<answer>") :] if closed and opened >= 0 else text
 
 
 def _is_marked(text: str) -> bool:

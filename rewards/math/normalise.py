@@ -16,6 +16,9 @@ _SIGNS = str.maketrans(
         **{"\u2264": "\\le ", "\u2265": "\\ge ", "\u2260": "\\ne ", "\u2248": "\\approx ", "\u00b1": "\\pm "},
         **{"\u03c0": "\\pi ", "\u221e": "\\infty ", "\u222a": "\\cup ", "\u2208": "\\in ", "\u00b0": "^\\circ "},
         **{"\u00b2": "^2", "\u00b3": "^3", "\u221a": "\\sqrt", "\u00a0": " ", "\u202f": " "},
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},  # full width
+        **{"\u00bd": "\\frac{1}{2}", "\u2153": "\\frac{1}{3}", "\u2154": "\\frac{2}{3}"},
+        **{"\u00bc": "\\frac{1}{4}", "\u00be": "\\frac{3}{4}"},
         **dict.fromkeys("\u20ac\u00a3\u00a5", ""),
     }
 )
@@ -57,6 +60,7 @@ _REPLACED = (
     (re.compile(r"(?<=[\d}])\s{0,4}(?:percentage|percent|pct)(?![a-zA-Z])\.?", re.IGNORECASE), "%"),
 )
 _NUMBER = re.compile(rf"-?(?:{NUMBER})")
+_SPACED = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")  # thousands
 _NUMBER_LIST = re.compile(r"[\d.,\s]*,\s[\d.,\s]*")
 _SPACES = re.compile(r"\s+")
 _LOOSE_SPACES = re.compile(r"(?<![^\W_]) | (?![^\W_])")  # spaces that do not part two words or numbers
@@ -82,6 +86,7 @@ def normalise(text: str) -> str:
     text = _without_group(text.strip())
     if _NUMBER_LIST.fullmatch(text):  # "32, 349" is two numbers, "32,349" is one
         text = re.sub(r",\s+", ";", text.strip())
+    text = text.replace(" ", "") if _SPACED.fullmatch(text) else text
     text = _LOOSE_SPACES.sub("", _SPACES.sub(" ", text).strip()).strip()
     text = text.rstrip(".,;").strip()
     if _LETTER.fullmatch(text):

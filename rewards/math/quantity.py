@@ -20,6 +20,7 @@ _PLAIN = re.compile(_SIGNED)
 _SLASH = re.compile(rf"(?P<sign>[+-]?)(?:(?P<whole>[0-9]+) )?(?P<top>{_SIGNED})/(?P<bottom>{_SIGNED})")
 _FRAC = re.compile(rf"(?P<sign>[+-]?)(?P<whole>[0-9]+)?\\frac\{{(?P<top>{_SIGNED})\}}\{{(?P<bottom>{_SIGNED})\}}")
 _RATIO = re.compile(r"(?P<top>[0-9]{1,9}):(?P<bottom>[0-9]{1,9})")
+_REPEATING = re.compile(r"(?P<sign>[+-]?)(?P<whole>[0-9]*)\.(?P<fixed>[0-9]*)\\(?:overline|bar)\{?(?P<cycle>[0-9]+)\}?")
 _CLOCK = re.compile(r"[0-9]{1,2}:[0-5][0-9]")
 _ANY = re.compile(rf"-?[0-9]*\\frac\{{{_SIGNED}\}}\{{{_SIGNED}\}}|(?:{NUMBER})(?:/(?:{NUMBER}))?")
 _WORDS = re.compile(r"[A-Za-z' :,.]*")
@@ -66,7 +67,8 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of a normalised text that is one number: 3, 0.5, 1,234, a/b, \\frac{a}{b}, 2 1/2, 50%, 3:4."""
+    """The exact value of a normalised text that is one number: 3, 0.5, 1,234, a/b, \\frac{a}{b}, 2 1/2, 50%, 3:4,
+    0.1\\overline{6}."""
     if len(text) > MAX_NUMBER:
         return None
     percent, text = text.endswith("%"), text.removesuffix("%").rstrip()
@@ -103,6 +105,9 @@ def read_quantity(text: str, words_before: bool = True) -> Quantity | None:
 def _parse_plain(text: str) -> Fraction | None:
     if _PLAIN.fullmatch(text):
         return _value(text)
+    repeating = _REPEATING.fullmatch(text)
+    if repeating:
+        return _repeating(**repeating.groupdict())
     match = _SLASH.fullmatch(text) or _FRAC.fullmatch(text)
     ratio = None if match else _RATIO.fullmatch(text)
     if ratio and not _CLOCK.fullmatch(text):
@@ -115,6 +120,13 @@ def _parse_plain(text: str) -> Fraction | None:
             return None
         part += int(match["whole"])
     return -part if match["sign"] == "-" else part
+
+
+def _repeating(sign: str, whole: str, fixed: str, cycle: str) -> Fraction:
+    """0.1666... of 0.1 and the cycle 6: 0.1 + 6/90."""
+    scale = 10 ** len(fixed)
+    value = Fraction(int(f"{whole or 0}{fixed}"), scale) + Fraction(int(cycle), (10 ** len(cycle) - 1) * scale)
+    return -value if sign == "-" else value
 
 
 def _unit(text: str) -> str | None:

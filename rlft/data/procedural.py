@@ -55,6 +55,8 @@ def open_task(path: str) -> Any:
         near = difflib.get_close_matches(task, DATASETS, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {len(DATASETS)}: {', '.join(DATASETS)}."
         raise UserError(f"data.path {path!r}: reasoning-gym has no task {task!r}. {hint}")
+    if type(settings.get("size", 1)) is not int:
+        raise UserError(f"data.path {path!r}: size is {settings['size']!r}; expected a whole number.")
     try:
         return reasoning_gym.create_dataset(task, **settings)
     except (TypeError, AssertionError, ValueError) as error:

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -173,6 +174,8 @@ class Endpoint:
             raise _Trouble("timeout", "no time is left for it")
         try:
             response = self._wire.post(body, headers, left_s)
+            if self._key:  # before anything is cut off, which would leave a part of it
+                response = response._replace(body=response.body.replace(self._key.encode(), b"(the API key)"))
         except TimeoutError as error:
             raise _Trouble("timeout", str(error)) from None
         except ConnectionError as error:
@@ -182,7 +185,8 @@ class Endpoint:
         try:
             if len(response.body) > MAX_BYTES:
                 raise Rubbish(f"the reply is longer than {MAX_BYTES} bytes")
-            return read_reply(response.body)
+            reply = read_reply(response.body)
+            return replace(reply, text=self._without_key(reply.text), reasoning=self._without_key(reply.reasoning))
         except Rubbish as error:
             raise _Trouble("rubbish", self._without_key(str(error))) from None
 

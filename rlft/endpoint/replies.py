@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+MAX_COUNT = 1 << 40  # tokens; what says that it took more says nothing
 MAX_DETAIL = 300  # characters of a server's words that are kept
 _THINKING = re.compile(r"\s*(?:<think>)?(?P<reasoning>.*?)</think>\s*", re.DOTALL)
 
@@ -85,7 +86,7 @@ def _reasoning(message: dict[str, Any]) -> str:
 
 def _count(usage: Any, key: str) -> int | None:
     count = usage.get(key) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+    return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_COUNT else None
 
 
 def _excerpt(body: bytes) -> str:

@@ -38,15 +38,19 @@ def given_groups(prompts: Sequence[Prompt], column: str, tokenizer: Any) -> list
     for prompt in prompts:
         texts = prompt.columns[column]
         texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, list | tuple) or not texts or not all(map(_is_text, texts)):
             raise UserError(
                 f"{prompt.id}: column {column!r} is {str(texts)[:80]!r}. Expected a text, or a list of texts that is "
-                "not empty."
+                "not empty, without halves of surrogate pairs."
             )
         others = {name: value for name, value in prompt.columns.items() if name != column}
         kept = replace(prompt, columns=others)
         groups.append(Group(kept, tuple(_given(prompt, text, tokenizer) for text in texts)))
     return groups
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _given(prompt: Prompt, text: str, tokenizer: Any) -> Sample:

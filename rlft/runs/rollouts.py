@@ -15,6 +15,18 @@ from rlft.errors import UserError
 from rlft.runs.files import atomic_write, free_numbered
 from rlft.samples import Group, Sample
 
+_NEEDED = (
+    "prompt_id",
+    "sample",
+    "prompt",
+    "completion",
+    "reward",
+    "finish_reason",
+    "token_ids",
+    "loss_mask",
+    "columns",
+)
+
 
 def rollouts_path(folder: Path, step: int) -> Path:
     """Where the samples of a step are."""
@@ -75,6 +87,9 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
         rows = parquet.ParquetFile(path).read().to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: expected a Parquet file of rollouts, cannot read it ({error}).") from error
+    missing = [name for name in _NEEDED if rows and name not in rows[0]]
+    if missing:
+        raise UserError(f"{path}: expected a file of rollouts, which has a column {missing[0]!r}; this one has none.")
     for row in rows:
         row["columns"] = json.loads(row["columns"])
     return rows

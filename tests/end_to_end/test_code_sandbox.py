@@ -37,10 +37,11 @@ from tests.running import ROOT
 DATA = ROOT.parent / "shared" / "data"
 CHOSEN = {  # of each class of attack, those that take no time
     "always_equal", "ends_the_loop", "empties_its_argument", "own_module_of_tests", "forges_verdict", "forges_fault",
+    "says_that_it_emptied_its_argument",
     "searches_memory", "skips_the_case", "dies_and_is_forgiven", "sockets", "permissions_of_others", "shared_memory",
     "executes", "spawns", "signals_by_owner", "freezes_the_parent", "later_thread", "fills_the_disk", "makes_files",
     "memory_of_the_parent", "in_place", "types", "raises_what_is_expected", "takes_a_function", "without_end",
-    "a_class", "linked_lists", "allocates_at_once", "deep_recursion", "own_folder", "event_loop",
+    "a_class", "linked_lists", "the_same_object", "allocates_at_once", "deep_recursion", "own_folder", "event_loop",
     "bare_clone", "clone3", "named_memory", "queued_signal", "empties_the_library", "whole_library",
     "written_at_exit", "exits_well",
 }  # fmt: skip
@@ -150,11 +151,34 @@ def test_the_share_of_tests_and_why(pool: Pool) -> None:
     assert (result.value, result.detail) == (0.0, "input 1: exit code 3")
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("double", "assert double(2) == 4 and double(3) == 6"),
+        ("sum", "def check(candidate):\n    assert candidate(3) == sum([2, 4])"),  # which Python has, too
+    ],
+)
+def test_methods_of_leetcode(pool: Pool, name: str, code: str) -> None:
+    solution = f"```python\nclass Solution:\n    def {name}(self, x):\n        return 2 * x\n```"
+    pairs = {"inputs": [[2], [3]], "outputs": [4, 6]}
+    for row in (
+        {"input_output": {"fn_name": name, **pairs}},
+        {"input_output": pairs, "entry_point": f"Solution().{name}"},
+        {"test": code, "entry_point": name},
+        {"test": code, "entry_point": f"Solution().{name}"},
+    ):
+        columns = {column: [value, value] for column, value in row.items()}
+        right, wrong = code_reward([solution, solution.replace("2 * x", "x")], Options(), pool, **columns)
+        assert (right.status, wrong.status) == ("ok", "wrong"), (row, right)
+
+
 def test_tests_at_fault_have_no_value(pool: Pool) -> None:
     for tests, why in (
         ("assert add(1, 2) == ", "cannot be read"),
         ("x = 1 / 0\nassert add(1, 2) == 3", "ZeroDivisionError"),
         ("assert 1 == 1", "no test called the solution"),
+        ("class A: ...\nassert add(1, 2) == 3\ntry:\n    add(A(), 2)\nexcept:\n    0", "A objects of the tests"),
+        ("assert add(1, 2) == 3\nassert add(iter([1]), 2) == 3", "list_iterator objects of the tests cannot"),
     ):
         (result,) = code_reward([RIGHT], Options(), pool, tests=[tests], entry_point=["add"])
         assert (result.value, result.status) == (None, "error") and why in result.detail

@@ -106,7 +106,7 @@ def test_what_is_no_model_of_steps_is_refused_before_the_run(
     assert cli.main(["eval", "runs/steps", "--perplexity", "--data", "eval.jsonl"]) == 2
     assert "is a reward model (algorithm.type process_reward), which says nothing" in capsys.readouterr().err
     wrong = (
-        ({"pth": "x"}, "args of process_reward_model has 'pth'; expected path, separator, reduce"),
+        ({"pth": "x"}, "args of 'process_reward_model' sets 'pth', which it does not take. Did you mean 'path'"),
         ({"dtype": "fp8"}, "process_reward_model's dtype is 'fp8'"),
         ({"reduce": "max"}, "process_reward_model's reduce is 'max'; expected min, mean, last, product"),
         ({"separator": ""}, "process_reward_model's separator is ''"),

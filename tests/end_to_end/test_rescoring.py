@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ def test_a_runs_samples_get_the_same_rewards_again(task, run, monkeypatch, capsy
     assert [row["reward"] for row in again] == [row["reward"] for row in then]
     assert [(row["prompt_id"], row["sample"]) for row in again] == [(row["prompt_id"], row["sample"]) for row in then]
     assert len({row["reward"] for row in again}) > 1
+
+
+def test_a_run_is_scored_again_without_its_data(task, run, tmp_path, monkeypatch, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    text = (moved / "config.yaml").read_text()
+    changed = re.sub(r"(?m)^  path: .*\.jsonl$", "  path: gone.jsonl", text)
+    assert changed != text
+    (moved / "config.yaml").write_text(changed)
+    assert "0 of 48 rewards differ" in said(task, monkeypatch, capsys, "replay", str(moved))
 
 
 def test_others_say_something_else_of_them(task, run, monkeypatch, capsys):
@@ -92,8 +104,11 @@ def test_bad_input(task, run, tmp_path, monkeypatch, capsys):
     assert "no column 'drafts'" in refused("test", config, "none.jsonl", "--completions", "drafts")
     (task / "empty.jsonl").write_text('{"prompt": "3=", "completion": ["a"]}\n{"prompt": "3=", "completion": []}\n')
     assert "empty.jsonl:2: column 'completion' is '[]'" in refused("test", config, "empty.jsonl")
+    (task / "half.jsonl").write_text('{"prompt": "3=", "completion": "\\ud800"}\n')
+    assert "half.jsonl:1: column 'completion'" in refused("test", config, "half.jsonl")
     assert "steps 7; there are those of steps 1 to 3" in refused("replay", str(run), "--steps", "7")
     assert "expected a step (12) or a range (10-20)" in refused("replay", str(run), "--steps", "x")
     assert "expected a run's folder" in refused("replay", str(tmp_path))
+    assert "2 error: --out nowhere/x.jsonl: expected the" in refused("replay", str(run), "--out", "nowhere/x.jsonl")
     wrong = ["--rewards.functions", "[{function: mine.py:mine, args: {odd: 1}}]"]
     assert refused("replay", str(run), *wrong).startswith("2 error: rewards: args of 'mine' sets 'odd'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,14 @@ def test_what_is_no_reward_model_is_refused_before_the_run(
     assert "which gives no scores. Train a reward model with algorithm.type reward" in capsys.readouterr().err
     assert cli.main(["train", config, "--rewards.functions.0.args={path: nowhere/judge}"]) == 2
     assert "reward_model's path nowhere/judge cannot be loaded" in capsys.readouterr().err
+    several = task / "several"
+    shutil.copytree(trained, several)
+    changed = json.loads((several / "config.json").read_text()) | {"id2label": {"0": "a", "1": "b"}}
+    (several / "config.json").write_text(json.dumps(changed))
+    assert cli.main(["train", config, f"--rewards.functions.0.args={{path: {several}}}"]) == 2
+    assert "gives 2 scores for a text (num_labels)" in capsys.readouterr().err
     assert not (task / "runs" / "no-judge").exists()
-    for wrong, said in (({"pth": "x"}, "args of reward_model has 'pth'"), ({"dtype": "fp8"}, "dtype is 'fp8'")):
+    for wrong, said in (({"pth": "x"}, "args of 'reward_model' sets 'pth'"), ({"dtype": "fp8"}, "dtype is 'fp8'")):
         with pytest.raises(UserError, match=said):
             resolve(
                 RewardFunction.model_validate({"function": "reward_model", "args": {"path": str(trained), **wrong}})

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rewards.code.box.calls import NO_VERDICT, outcome, outcome_of_tests
 from rewards.code.box.compare import same_output
 from rewards.code.box.plain import MAX_DEPTH, NotPlain, read, write
 from rewards.code.box.references import Kept, read_reference
@@ -139,6 +140,15 @@ def test_tests_are_counted_one_by_one() -> None:
     assert [name for name, counts in planned("def test_a(): ...\ndef test_b(): ...\ndef helper(): ...") if counts] == [
         "test_a()", "test_b()",
     ]  # fmt: skip
+
+
+def test_tests_that_were_killed_are_no_wrong_answer() -> None:
+    wrong = outcome("wrong", detail=NO_VERDICT)
+    assert outcome_of_tests(wrong, {"code": -9, "cpu_s": 0.1}, 7)["status"] == "error"
+    assert outcome_of_tests(wrong, {"code": -9, "cpu_s": 6.5}, 7) is wrong, "it had used up its time"
+    assert outcome_of_tests(wrong, {"code": -11, "cpu_s": 0.1}, 7) is wrong, "by what the program gave it"
+    late = outcome("timeout", detail="took longer than 5 s")
+    assert outcome_of_tests(late, {"code": -9, "cpu_s": 0.1}, 7) is late, "killed by us"
 
 
 def test_names_that_nobody_defines_are_the_solutions_but_not_modules() -> None:

@@ -40,8 +40,17 @@ def test_the_program_in_a_completion(text: str, program: str | None) -> None:
     assert (found and found[0]) == program
 
 
+def test_the_class_of_a_method_before_an_example_of_its_use() -> None:
+    method, use = "class Solution:\n    def f(self, x):\n        return x\n", "print(Solution().f(1))\n"
+    text = f"```python\n{method}```\nFor example:\n```python\n{use}```"
+    assert find_program(text, entry="f") == find_program(text, entry="Solution().f") == (method, True)
+    assert find_program(text) == (use, True)
+
+
 def test_text_without_a_fence_is_the_program() -> None:
     assert find_program("    return 1\n") == ("    return 1\n", False)
+    assert find_program(f"\ufeff{ONE}") == (ONE, False)
+    assert find_program(f"```python\n\ufeff{ONE}```") == (ONE, True)
     assert list(fenced_blocks("a `b` c\n``` x\n")) == [("x", "")]
 
 
@@ -154,7 +163,9 @@ def test_failures_of_the_sandbox_have_no_value() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"timeout": 3}, "no arg 'timeout'. There are: mode, "),
+        ({"executor": "http://u:p@host:1"}, "has a name or password in it"),
+        ({"executor": "http://host:1", "tier": "landlock"}, "tier has no effect with an executor"),
+        ({"timeout": 3}, "sets 'timeout', which it does not take. Did you mean 'timeout_s'"),
         ({"timeout_s": 0}, "timeout_s is 0; expected a number from 0.1 to 300"),
         ({"memory_mb": 100.5}, "memory_mb is 100.5"),
         ({"partial": "yes"}, "partial is 'yes'; expected true or false"),
@@ -168,7 +179,7 @@ def test_failures_of_the_sandbox_have_no_value() -> None:
     ],
 )
 def test_wrong_args_are_refused_before_a_run(args: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match="reward 'code'") as error:
+    with pytest.raises(UserError, match="'code'") as error:
         resolve(RewardFunction.model_validate({"function": "code", "args": args}))
     assert message in str(error.value)
 

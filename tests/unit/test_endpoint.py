@@ -181,6 +181,29 @@ def test_a_budget():
             ask(again)
 
 
+def test_a_key_is_taken_out_of_answers_too(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk/very-secret")
+    half = Fault(400, b" " * 3 + b"x" * 292 + b"sk/very-secret")  # of which 300 characters are kept
+    escaped = Fault(
+        body=json.dumps(completion("<think>sk/very-secret</think>sk/very-secret!")).replace("/", r"\/").encode()
+    )
+    with chat_server(in_turn(half, escaped)) as server:
+        endpoint = Endpoint(config(server, api_key_env="MY_KEY"))
+        with pytest.raises(RequestFailed) as failed:
+            ask(endpoint)
+        reply = ask(endpoint)
+    assert "sk/v" not in str(failed.value)
+    assert (reply.text, reply.reasoning) == ("(the API key)!", "(the API key)")
+
+
+def test_more_tokens_than_there_are_is_no_count():
+    lie = completion("Hi.") | {"usage": {"prompt_tokens": 10**400, "completion_tokens": 5}}
+    with chat_server(in_turn(lie)) as server:
+        usage = Usage()
+        assert ask(Endpoint(config(server, prompt_price=1.0, completion_price=1.0)), usage).text == "Hi."
+    assert usage == Usage(requests=1, uncounted=1)
+
+
 def test_a_budget_needs_usage():
     prices = {"prompt_price": 1.0, "completion_price": 1.0}
     with chat_server(in_turn(completion("Hi.") | {"usage": None})) as server:

@@ -26,7 +26,7 @@ KINDS = {"whole": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassi
 def other(folder: Path, target: Path, kind: str, tied: bool) -> Path:
     """A model of that kind, with the tokenizer and the body's settings of the one in `folder`."""
     config: Any = AutoConfig.from_pretrained(folder)
-    config.tie_word_embeddings, config.architectures = tied, None
+    config.tie_word_embeddings, config.architectures, config.num_labels = tied, None, 1
     KINDS[kind].from_config(config).save_pretrained(target)
     for file in folder.glob("token*"):
         (target / file.name).write_bytes(file.read_bytes())

@@ -142,6 +142,20 @@ def test_results_that_contradict_themselves(value: float | None, status: Any) ->
         rewards_of(lambda completions: [RewardResult(value, status)] * 2).score_group(group())
 
 
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"value": "1"}, "value is '1'"),
+        ({"value": 1.0, "detail": 5}, "detail is '5'"),
+        ({"value": 1.0, "seconds": "x"}, "seconds is 'x'"),
+        ({"value": 1.0, "counts": {"tokens": "many"}}, "counts is"),
+    ],
+)
+def test_results_of_other_types(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError, match=f"returned a RewardResult whose {field}"):
+        rewards_of(lambda completions: [RewardResult(status="ok", **given)] * 2).score_group(group())
+
+
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf])
 def test_none_and_nan_are_a_status(bad: Any) -> None:
     scored = rewards_of(lambda completions: [1.0, bad]).score_group(group())
@@ -150,6 +164,12 @@ def test_none_and_nan_are_a_status(bad: Any) -> None:
     assert first.reward == 1.0
     assert second.reward is None and part.value is None and part.status == "none"
     assert part.detail == ("returned None" if bad is None else f"returned {bad}")
+
+
+def test_a_whole_number_beyond_floats_is_infinite() -> None:
+    scored = rewards_of(lambda completions: [10**400, RewardResult(-(10**400), "ok")]).score_group(group())
+    details = [next(iter(sample.reward_parts.values())).detail for sample in scored.samples]
+    assert details == ["returned inf", "returned -inf; "]
 
 
 def test_an_exception_is_a_status_with_the_line(tmp_path: Path) -> None:

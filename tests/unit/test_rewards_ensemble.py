@@ -36,6 +36,7 @@ def test_each_model_loses_its_own_mean_and_spread():
         ({"paths": ["a"], "combine": "min"}, "have no effect with one model"),
         ({"doubt": 1.0}, "with combine: conservative"),
         ({"combine": "conservative", "doubt": -1.0}, "doubt is -1.0; expected a number above 0"),
+        ({"combine": "conservative", "doubt": "x"}, "doubt is 'x'; expected a number above 0"),
         ({"mean": 1.0}, "mean and std go together"),
         ({"mean": [1.0], "std": 1.0}, "mean is \\[1.0\\]; expected a number, or a list of 2"),
         ({"mean": 0.0, "std": [1.0, 0.0]}, "std is \\[1.0, 0.0\\]; expected a number above 0"),

@@ -99,6 +99,13 @@ def test_verl_async_batch_and_args(tmp_path: Path) -> None:
     assert [p.value for p in parts(rewards_of(spec(f"{file}:pair")), **ROW)] == [0.5, 0.5]
 
 
+def test_verl_in_part(tmp_path: Path) -> None:
+    """Of verl's parameters a function is given those that it takes."""
+    code = "def score(solution_str, ground_truth, odd=1): return float(solution_str == ground_truth)\n"
+    file = in_file(tmp_path, code)
+    assert [p.value for p in parts(rewards_of(spec(f"{file}:score")), ground_truth="c0")] == [1, 0]
+
+
 def test_verl_without_what_it_needs(tmp_path: Path) -> None:
     file = in_file(tmp_path, VERL)
     with pytest.raises(UserError, match="'compute_score' needs the parameter 'data_source'"):

@@ -123,6 +123,18 @@ def test_group_length_behind_another_function() -> None:
     assert [s.reward_parts["group_length"].value for s in samples] == [0, 0, 0], "all have 2 tokens"
 
 
+def test_columns_are_looked_for_before_a_run() -> None:
+    for function, args, words in (
+        ("math", {}, "no column with the right answer. Columns there: question; tried answer, solution"),
+        ("math", {"column": "gold"}, "no column 'gold'"),
+        ("math", {"column": "question", "choices": "options"}, "no column 'options'"),
+        ("code", {}, "no column with tests; looked for test_list, test"),
+        ("code", {"tests_column": "checks"}, "tests_column is 'checks', and the data has no such column"),
+    ):
+        with pytest.raises(UserError, match=words):
+            rewards_of(spec(function, args=args)).check_columns(["question"])
+
+
 @pytest.mark.parametrize(
     ("function", "args", "words"),
     [
@@ -138,6 +150,13 @@ def test_group_length_behind_another_function() -> None:
         ("length", {"target": 5, "tolerance": -1}, "expected 0 or more"),
         ("language", {"scripts": ["english"]}, "expected a list of latin, han"),
         ("language", {}, "has scripts None"),
+        ("length", {"target": 5, "tolerence": 2}, "sets 'tolerence', which it does not take. Did you mean 'tolerance'"),
+        ("finished", {"pattern": "x"}, "sets 'pattern', which it does not take. It takes none"),
+        ("reasoning_gym", {"deadline": 1}, "Did you mean 'deadline_s'"),
+        ("overlong", {"max_length": "9", "buffer": 5}, "max_length is '9'"),
+        ("overlong", {"max_length": 9, "buffer": 10}, "buffer is 10; expected above 0 and at most max_length, 9"),
+        ("repetition", {"size": 0}, "size is 0"),
+        ("format_regex", {"pattern": "("}, r"pattern '\(' is not a regular expression"),
         ("group_length", {}, "needs args.right"),
         ("group_length", {"right": "math", "right_value": "x"}, "expected a number"),
     ],

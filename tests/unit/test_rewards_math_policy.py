@@ -54,6 +54,12 @@ def value(answer: str, gold: Any, **args: Any) -> float | None:
         ("\\emptyset", "\\{\\}"),
         ("28\\%", "$28$ percent"),
         ("15\\mbox{ cm}^2", "15 square centimeters"),
+        ("0.\\overline{3}", "\\frac13"),
+        ("\\frac{19}{110}", "0.1\\overline{72}"),  # 1/10 + 72/990
+        ("1{,}000{,}000", "1 000 000"),
+        ("2\u00bd", "2.5"),
+        ("100", "\uff11\uff10\uff10"),
+        ("42", "42_{10}"),
         ("no solution", "\\text{No solution}"),
         ("B", "The answer is (B)."),
         ("\\\\frac{1}{2}", "1/2"),  # escaped twice, as data that went through JSON twice is
@@ -111,6 +117,9 @@ def test_same_by_sympy(gold: str, answer: str) -> None:
         ("f(x)", "f(y)"),
         ("12:00", "1:00"),
         ("1112112_3", "1112122_3"),
+        ("42", "42_{8}"),
+        ("0.\\overline{3}", "0.3333"),
+        ("1", "1+10^{-110}"),
         ("AB", "BA"),
         ("\\infty", "-\\infty"),
         ("\\pm 2021", "2021"),

@@ -53,6 +53,8 @@ def test_what_cannot_be_made_is_refused() -> None:
         read_rows("reasoning_gym:countdwn")
     with pytest.raises(UserError, match="does not take these settings.*'many'"):
         read_rows("reasoning_gym:countdown?many=3")
+    with pytest.raises(UserError, match="size is 'abc'; expected a whole number"):
+        read_rows("reasoning_gym:countdown?size=abc")
     with pytest.raises(UserError, match="Leave data.streaming out"):
         index_rows(PATH, split="train", max_rows=None)
     with pytest.raises(UserError, match="deadline_s is 0; expected 0 to 60"):

@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from rlft.errors import RunError, UserError
 from rlft.runs.rollouts import read_rollouts, set_aside_rollouts, write_rollouts
@@ -95,6 +97,9 @@ def test_reading_what_is_not_there_or_not_rollouts(tmp_path: Path):
         read_rollouts(tmp_path / "step-000001.parquet")
     (tmp_path / "step-000001.parquet").write_text("no")
     with pytest.raises(UserError, match=r"step-000001\.parquet: expected a Parquet file"):
+        read_rollouts(tmp_path / "step-000001.parquet")
+    parquet.write_table(pyarrow.table({"prompt_id": ["a"]}), tmp_path / "step-000001.parquet")
+    with pytest.raises(UserError, match="expected a file of rollouts, which has a column 'sample'"):
         read_rollouts(tmp_path / "step-000001.parquet")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from rewards.code.box.children import TICK_S, BoxError, Child, Start, Zygote
 
 CLOCK_FACTOR = 2.0  # so much longer than its CPU time a program may take by the clock: the machine may be busy
 TOLD_TO_TESTS = ("setup", "tests", "entry", "names", "stop_at_first")
+NO_VERDICT = "the tests' process ended without a verdict"
 _TESTS_MB = 512  # for the tests' process: what it makes itself, and what the solution hands over
 
 
@@ -36,12 +38,13 @@ def judge_calls(zygote: Zygote, job: dict[str, Any], owner: socket.socket) -> di
         tests.tell({name: job[name] for name in TOLD_TO_TESTS})
         solution.confirmed()
         tests.confirmed()
-        outcome = _wait(zygote, solution, tests, job["timeout_s"], owner)
+        found = _wait(zygote, solution, tests, job["timeout_s"], owner)
     finally:
         os.close(null)
         ends = zygote.end(*started) if started else []
+    found = outcome_of_tests(found, ends[1], cpu_s)
     used = {"cpu_s": round(ends[0]["cpu_s"], 4), "memory_mb": ends[0]["memory_mb"]}
-    return {**outcome, **used, "seconds": time.monotonic() - begin}
+    return {**found, **used, "seconds": time.monotonic() - begin}
 
 
 def _wait(zygote: Zygote, solution: Child, tests: Child, timeout_s: float, owner: socket.socket) -> dict[str, Any]:
@@ -57,12 +60,12 @@ def _wait(zygote: Zygote, solution: Child, tests: Child, timeout_s: float, owner
         if tests.job.fileno() in ready:
             said = _verdict(tests)
             if said is None:
-                return outcome("wrong" if started else "error", detail="the tests' process ended without a verdict")
+                return outcome("wrong" if started else "error", detail=NO_VERDICT)
             if "started" not in said:
                 return _from_verdict(said)
             started = True
         elif tests.handle in ready:
-            return outcome("wrong" if started else "error", detail="the tests' process ended without a verdict")
+            return outcome("wrong" if started else "error", detail=NO_VERDICT)
         excess = "time" if time.monotonic() > deadline else ""
         if not ready and not excess:
             excess = zygote.excess(solution, timeout_s) or ("time" if tests.usage()[0] > timeout_s else "")
@@ -71,6 +74,14 @@ def _wait(zygote: Zygote, solution: Child, tests: Child, timeout_s: float, owner
             return outcome("timeout" if started else "error", detail=what)
         if excess:
             return outcome("wrong", detail=excess)
+
+
+def outcome_of_tests(found: dict[str, Any], ended: dict[str, Any], cpu_s: float) -> dict[str, Any]:
+    """What `_wait` has found, unless the tests' process was killed while it had CPU time left. No program can do that:
+    the machine ran out of memory, or somebody outside did it, and that is no program's fault."""
+    if found["detail"] == NO_VERDICT and ended["code"] == -signal.SIGKILL and ended["cpu_s"] < cpu_s - 1:
+        return outcome("error", detail="the tests' process was killed from outside the sandbox")
+    return found
 
 
 def _verdict(tests: Child) -> dict[str, Any] | None:

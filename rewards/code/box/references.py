@@ -14,14 +14,17 @@ class Kept:
 
     def __init__(self) -> None:
         self._objects: list[Any] = []
+        self._numbers: dict[int, int] = {}  # by id: objects are kept, so no id comes twice
 
     def refer(self, value: Any) -> list[Any]:
-        """What stands for `value` in plain data."""
-        if len(self._objects) >= MAX_KEPT:
-            raise NotPlain(f"more than {MAX_KEPT} objects that are no plain data")
-        self._objects.append(value)
+        """What stands for `value` in plain data; the same each time."""
+        if id(value) not in self._numbers:
+            if len(self._objects) >= MAX_KEPT:
+                raise NotPlain(f"more than {MAX_KEPT} objects that are no plain data")
+            self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)
         how = "iterator" if is_lazy(value) else "callable" if callable(value) else "object"
-        return ["R", len(self._objects) - 1, how, type(value).__name__[:80]]
+        return ["R", self._numbers[id(value)], how, type(value).__name__[:80]]
 
     def __getitem__(self, number: Any) -> Any:
         """The object of that number. Raises NotPlain when there is none."""

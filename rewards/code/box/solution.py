@@ -57,8 +57,9 @@ def run_program(job: dict[str, Any], report: socket.socket) -> None:
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does at its end
         atexit._run_exitfuncs()  # fast output of contest programs is written there
-        sys.stdout.flush()
-        sys.__stdout__.flush()  # type: ignore[union-attr]  # below what the program may have put in its place
+        for stream in (sys.stdout, sys.__stdout__):  # the second: below what the program may have put in its place
+            if not stream.closed:  # type: ignore[union-attr]
+                stream.flush()  # type: ignore[union-attr]
     except BaseException:
         code = code or 1
     os._exit(code & 0xFF)

@@ -24,14 +24,20 @@ class SolutionGone(BaseException):
     that no test takes it for one that it expects."""
 
 
+class StaysHere(BaseException):
+    """The tests hand the solution an object of their own, which cannot be had over there. Not an Exception either."""
+
+
 class Solution:
     """The other side of the socket. Lives as long as the tests."""
 
     def __init__(self, peer: socket.socket, on_first_call: Callable[[], None]) -> None:
         self.num_calls = 0
         self.last_call, self.gone = "", ""  # for people; `gone`: why nothing can be called any more
+        self.fault = ""  # why the tests cannot be run, whatever the solution is
         self._peer, self._on_first_call = peer, on_first_call
         self._kept = Kept()  # functions of the tests that the solution was given
+        self._known: dict[tuple[int, str], Remote] = {}  # objects of the solution: the same one is the same here
         self._lock = threading.RLock()
 
     def call(self, target: list[Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -41,7 +47,8 @@ class Solution:
         packed = [self._write(argument) for argument in arguments]
         request = ["call", target, packed, {name: self._write(value) for name, value in named.items()}]
         value, changed = self._ask(request, shown)
-        if type(changed) is list and len(changed) == len(arguments):
+        # With any other value too it would be a way to make what is expected fit: f(xs) == sorted(xs), with xs emptied
+        if value is None and type(changed) is list and len(changed) == len(arguments):
             for argument, now in zip(arguments, changed, strict=True):
                 _change(argument, self._read(now))
         return value
@@ -104,16 +111,25 @@ class Solution:
     def _call_back(self, answer: list[Any]) -> list[Any]:
         try:
             arguments = [self._read(item) for item in answer[2]]
-            return ["ok", self._write(self._kept[answer[1]](*arguments))]
-        except Exception as error:
+            return ["ok", write(self._kept[answer[1]](*arguments), self._refer)]
+        except (Exception, StaysHere) as error:
             return raised(error)
 
     def _write(self, value: Any) -> Any:
-        return write(value, self._refer)
+        try:
+            return write(value, self._refer)
+        except StaysHere as error:
+            self.fault = str(error)
+            raise
 
     def _refer(self, value: Any) -> list[Any]:
         if isinstance(value, Remote):
             return ["K", *value._target]
+        if not callable(value):
+            raise StaysHere(
+                f"{type(value).__name__} objects of the tests cannot cross to the program. Expected plain data and "
+                "functions; a class that the tests do not define is the program's own, and its objects can"
+            )
         return self._kept.refer(value)
 
     def _read(self, data: Any) -> Any:
@@ -121,8 +137,10 @@ class Solution:
 
     def _dereference(self, data: list[Any]) -> Any:
         number, how, name = read_reference(data)
-        kind = {"iterator": RemoteIterator, "callable": RemoteCallable}.get(how, Remote)
-        return kind(self, ["kept", number], name)
+        if (number, how) not in self._known:
+            kind = {"iterator": RemoteIterator, "callable": RemoteCallable}.get(how, Remote)
+            self._known[number, how] = kind(self, ["kept", number], name)
+        return self._known[number, how]
 
 
 _LENGTHS = {"ready": 1, "ok": 3, "raise": 3, "fatal": 2, "back": 3}
@@ -183,17 +201,17 @@ def judge(job: Mapping[str, Any], peer: socket.socket, verdict: socket.socket) -
             unit.run()
             passed += unit.counts and not solution.gone
         except BaseException as error:
-            if not solution.num_calls and not solution.gone:
+            if not solution.num_calls and not solution.gone and not solution.fault:
                 frames.send(verdict, _fault(f"{unit.source[:_SHOWN]}: {describe(error)}"))
                 return
             detail = detail or solution.gone or _failure(unit, error, solution)
             if job["stop_at_first"] or not unit.counts:
                 break
-        if solution.gone:  # also when the test has caught everything
+        if solution.gone or solution.fault:  # also when the test has caught everything
             detail = solution.gone
             break
-    if not solution.num_calls and not detail:
-        frames.send(verdict, _fault("no test called the solution"))
+    if solution.fault or (not solution.num_calls and not detail):
+        frames.send(verdict, _fault(solution.fault or "no test called the solution"))
         return
     frames.send(verdict, {"passed": passed, "total": total, "detail": detail, "fault": ""})
 

@@ -32,16 +32,18 @@ def plan_tests(
     candidate: Any,
     of_solution: Callable[[str], Any],
 ) -> list[Unit]:
-    """The units of `sources`, which share the namespace `names`. `candidate` is what `entry` means; a name that nobody
-    defines is asked of `of_solution`. Of several sources each is a test; of one, each assert at the top. Raises
+    """The units of `sources`, which share the namespace `names`. `candidate` is what `entry` means, and what its last
+    name (f, of "Solution().f") and "candidate" mean where nobody defines them; any other such name is asked of
+    `of_solution`. Of several sources each is a test; of one, each assert at the top. Raises
     SyntaxError."""
     trees = [_without_runners(ast.parse(source)) for source in sources]
     defined = {*names, *(name for tree in trees for name in _bound(tree))}
     for name in {node.id for tree in trees for node in ast.walk(tree) if _is_load(node)}:  # type: ignore[attr-defined]
         if name not in defined and name not in _BUILT_IN:
             names[name] = _trusted(name) or of_solution(name)
-    if entry and entry.isidentifier():
-        names[entry] = candidate
+    if entry:
+        usual = {"candidate", entry.rpartition(".")[2]} - defined
+        names |= {name: candidate for name in {entry, *usual} if name.isidentifier()}
     if len(sources) > 1:
         return [_unit(tree.body, source, names, True) for tree, source in zip(trees, sources)]
     units = []
