@@ -42,7 +42,7 @@ def plan_tests(
         if name not in defined and name not in _BUILT_IN:
             names[name] = _trusted(name) or of_solution(name)
     if entry:
-        usual = {"candidate", entry.rpartition(".")[2]} - defined
+        usual = {"candidate", entry.rpartition(".")[2]} - defined - _BUILT_IN
         names |= {name: candidate for name in {entry, *usual} if name.isidentifier()}
     if len(sources) > 1:
         return [_unit(tree.body, source, names, True) for tree, source in zip(trees, sources)]
