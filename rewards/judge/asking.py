@@ -111,7 +111,10 @@ class Asking:
                 try:
                     reply = self._send(question, token, usage, row_seed(0, name, f"ask {attempt}"), end)
                 except RequestFailed as failure:
-                    self._breaker.failed(str(failure))
+                    if failure.kind == "refused":  # the server is there; this one request was not to its liking
+                        self._breaker.worked()
+                    else:
+                        self._breaker.failed(str(failure))
                     status = "timeout" if failure.kind == "timeout" else "error"
                     return self._failed(status, f"{failure.kind}: {failure}{_hint(failure)}", usage, unreadable)
                 except BaseException as error:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.config.keys import schema_keys, suggest
@@ -256,6 +256,7 @@ def test_a_complete_dump_loads_again_to_the_same(tmp_path):
     assert again.learner.betas == (0.9, 0.95)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 def test_yaml_round_trip(value):
     assert read_yaml(write_yaml({"key": value}))[0] == {"key": value}

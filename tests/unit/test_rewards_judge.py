@@ -315,6 +315,13 @@ def test_the_breaker_refuses_at_once_and_the_run_stops() -> None:
         assert [r.value for r in results(rewards)] == [0, 0.1, 0.2, 0.3]
 
 
+def test_what_a_server_refuses_does_not_open_the_breaker() -> None:
+    """A text that is too long for the judge says nothing about the next one."""
+    with chat_server(in_turn(Fault(400, b"too long"))) as server:
+        found = [result for _ in range(2) for result in judged(server, max_failures=2)]
+    assert len(found) == len(server.requests) == 8 and {r.status for r in found} == {"error"}
+
+
 def test_breaker_lets_one_try_and_opens_again() -> None:
     breaker = Breaker(max_failures=1, pause_s=0.05)
     assert not breaker.refusal()
