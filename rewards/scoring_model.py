@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from rlft.errors import UserError
 
 _FUNCTIONS = {"reward": "reward_model", "process_reward": "process_reward_model"}  # by the algorithm.type that trains
+_WEIGHED = ", or what each counts: args: {weights: {NAME: 1.0}}, with the names of the model's id2label"
 _LOADING = threading.Lock()  # each call has a thread of its own
 
 
 class ScoringModel(NamedTuple):
-    """A sequence classification model of one output, and how text becomes its tokens."""
+    """A sequence classification model, and how text becomes its tokens."""
 
     model: Any
     tokenizer: Any
@@ -27,9 +28,10 @@ class ScoringModel(NamedTuple):
     device: str
     path: str
 
-    def scores(self, groups: Sequence[Any]) -> list[list[float]]:
-        """The scores in the trained places of each group's one sample, laid out by rlft.data.scores. A prompt that all
-        share is read once. Raises ValueError for a sample that does not fit the window."""
+    def scores(self, groups: Sequence[Any]) -> list[list[Any]]:
+        """The scores in the trained places of each group's one sample, laid out by rlft.data.scores: a number, or a
+        list from a model of several outputs. A prompt that all share is read once. Raises ValueError for a sample that
+        does not fit the window."""
         import numpy as np
         import torch
 
@@ -48,16 +50,29 @@ class ScoringModel(NamedTuple):
         return [[next(found) for _ in range(sample.num_trained)] for sample in samples]
 
 
-def load_scoring_model(path: str, dtype: str, device: str | None) -> ScoringModel:
+def load_scoring_model(path: str, dtype: str, device: str | None, num_outputs: int = 1) -> ScoringModel:
     """The model at `path`, from memory when it was loaded before; without a device on the GPU, if this process has one.
     Raises UserError for a model that gives no scores."""
     with _LOADING:
-        return _load(path, dtype, device)
+        return _load(path, dtype, device, num_outputs)
 
 
-def check_scoring_model(name: str, kind: str, path: str | None, dtype: str) -> None:
+def output_names(path: str) -> list[str]:
+    """What the outputs of the model at `path` are called there (id2label); one of an adapter's."""
+    from transformers import AutoConfig
+
+    from rlft.models.reward import is_adapter
+
+    if is_adapter(path):
+        return ["score"]
+    named: Any = AutoConfig.from_pretrained(path).id2label
+    return [named[number] for number in sorted(named)]
+
+
+def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, several: bool = False) -> None:
     """For before a run starts: raise UserError when there is no model at `path`, or for args that mean nothing. `name`
-    of the reward function, `kind` the algorithm.type that trains its models, for messages."""
+    of the reward function, `kind` the algorithm.type that trains its models, for messages; `several` outputs are fine.
+    """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"rewards: {name}'s dtype is {dtype!r}; expected float32 or bfloat16")
     if not isinstance(path, str) or not path:
@@ -86,10 +101,10 @@ def check_scoring_model(name: str, kind: str, path: str | None, dtype: str) -> N
             f"rewards: {name}'s path {path} is a {kinds[0]}, which gives no scores. Train a reward model with "
             f"algorithm.type {kind}, and give its checkpoint."
         )
-    if kinds and config.num_labels != 1:
+    if kinds and config.num_labels != 1 and not several:
         raise UserError(
             f"rewards: {name}'s path {path} gives {config.num_labels} scores for a text (num_labels); expected a model "
-            "that gives one. To weigh several against each other, write a function that asks the model."
+            f"that gives one{_WEIGHED if kind == 'reward' else ''}."
         )
     _check_kind(name, kind, path)
 
@@ -107,7 +122,7 @@ def _check_kind(name: str, kind: str, path: str) -> None:
 
 
 @cache  # as many as a configuration names
-def _load(path: str, dtype: str, device: str | None) -> ScoringModel:
+def _load(path: str, dtype: str, device: str | None, num_outputs: int) -> ScoringModel:
     import torch
 
     from rlft.data.tokenizer import end_tokens, load_tokenizer
@@ -115,6 +130,6 @@ def _load(path: str, dtype: str, device: str | None) -> ScoringModel:
     from rlft.models.reward import base_of, load_trained_reward_model
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_trained_reward_model(path, dtype, device)
+    model = load_trained_reward_model(path, dtype, device, num_outputs)
     tokenizer, base = load_tokenizer(path), base_of(path)
     return ScoringModel(model, tokenizer, window(base), end_tokens(base, tokenizer), device, path)

@@ -1,4 +1,4 @@
-"""A reward model: transformers' sequence classification model with one output, fed in packs.
+"""A reward model: transformers' sequence classification model with one output, or several, fed in packs.
 
 Knows nothing about losses or engines. A text's score is read at its last token, or at the end of each of its steps. In
 a pack the state of a token is asked for by the place behind it, so every text ends with one more token that is never
@@ -33,7 +33,7 @@ class RewardModel(nn.Module):
     """For packs, as Policy."""
 
     def __init__(self, model: nn.Module) -> None:
-        """`model`: a sequence classification model of one output, perhaps with an adapter around it."""
+        """`model`: a sequence classification model, perhaps with an adapter around it."""
         super().__init__()
         self.model = model
         classifier: Any = _inside(model)
@@ -59,7 +59,7 @@ class RewardModel(nn.Module):
         ).last_hidden_state[0]
 
     def forward(self, pack: Pack) -> Tensor:
-        """The score in the state before each target, f32 [M]."""
+        """The score in the state before each target, f32 [M]; [M, K] from a model of K > 1 outputs."""
         hidden = self.hidden(pack.input_ids, pack.position_ids, pack.layout)
         return _inside(self.model).score(hidden.index_select(0, pack.predict_from)).squeeze(-1).float()
 
@@ -79,9 +79,11 @@ def load_reward_model(model: ModelConfig, device: torch.device | str = "cpu", se
     return RewardModel(classifier).eval()
 
 
-def load_trained_reward_model(path: str, dtype: str, device: torch.device | str = "cpu") -> RewardModel:
+def load_trained_reward_model(
+    path: str, dtype: str, device: torch.device | str = "cpu", num_outputs: int = 1
+) -> RewardModel:
     """The reward model at `path` to be asked, an adapter's folder among them. Raises UserError for a model without a
-    head, whose scores would be random.
+    head, whose scores would be random, or with one of another size than `num_outputs`.
 
     An adapter is not merged: a merge into 16 bits would round, and another model would score than was trained. `dtype`:
     of its weights. In float32 an adapter's base is first rounded to what it was trained in.
@@ -90,7 +92,7 @@ def load_trained_reward_model(path: str, dtype: str, device: torch.device | str 
         raise UserError(f"reward model: {path} holds an adapter of a language model, which has no scores")
     first = _marks(path).get(_TRAINED_IN, dtype) if dtype == "float32" else dtype
     kind = ModelConfig.model_validate({"path": base_of(path), "dtype": first, "quantization": read_quantization(path)})
-    classifier, missing = load_classifier(kind, device)
+    classifier, missing = load_classifier(kind, device, num_outputs=num_outputs)
     classifier = dequantize(classifier)
     if is_adapter(path):
         classifier = read_peft(classifier, path)
@@ -137,9 +139,11 @@ def base_of(path: str) -> str:
     return str(json.loads(Path(path, "adapter_config.json").read_text())["base_model_name_or_path"])
 
 
-def load_classifier(model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0) -> tuple[Any, set[str]]:
-    """transformers' model of one output, without an adapter, and the names of weights that it does not find at
-    `model.path`: a new head is drawn from `seed`."""
+def load_classifier(
+    model: ModelConfig, device: torch.device | str = "cpu", seed: int = 0, num_outputs: int = 1
+) -> tuple[Any, set[str]]:
+    """transformers' sequence classification model, without an adapter, and the names of weights that it does not find
+    at `model.path`: a new head is drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -151,7 +155,7 @@ def load_classifier(model: ModelConfig, device: torch.device | str = "cpu", seed
     logging.set_verbosity_error()  # it would tell that the head is new, which may be the point
     try:
         classifier, info = AutoModelForSequenceClassification.from_pretrained(
-            model.path, num_labels=1, dtype=kind, output_loading_info=True, **more
+            model.path, num_labels=num_outputs, dtype=kind, output_loading_info=True, **more
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(cannot_load(model.path, error)) from error

@@ -62,6 +62,60 @@ def test_an_ensemble_is_what_its_models_come_to(task: Path, trained: Path, tmp_p
         resolve(RewardFunction.model_validate({"function": "reward_model", "args": {"path": [str(trained)] * 2}}))
 
 
+@pytest.fixture(scope="module")
+def of_two(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the outputs good, which is the trained one's, and long, of another head."""
+    folder = tmp_path_factory.mktemp("of-two") / "model"
+    shutil.copytree(trained, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    good = model.score.weight.detach()
+    model.score = torch.nn.Linear(good.shape[1], 2, bias=False)
+    with torch.no_grad():
+        model.score.weight.copy_(torch.cat([good, good.flip(1)]))
+    model.config.id2label, model.config.label2id = {0: "good", 1: "long"}, {"good": 0, "long": 1}
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_several_outputs_are_weighed(trained: Path, of_two: Path) -> None:
+    """Each output is what transformers says; the score is their weighted sum, and the detail names them."""
+    prompts, completions = ["12=", "21="], ["12", "021"]
+    eos = load_tokenizer(trained).eos_token
+    texts = [f"{prompt}{completion}{eos}" for prompt, completion in zip(prompts, completions, strict=True)]
+    good = np.array(plain_scores(trained, texts))
+    long = np.array(scores(prompts, completions, str(of_two), weights={"long": 1}))
+    assert np.abs(good - long).min() > 1e-3
+    model = AutoModelForSequenceClassification.from_pretrained(of_two).eval()
+    with torch.no_grad():
+        ids = load_tokenizer(of_two)(texts[0], return_tensors="pt").input_ids
+        np.testing.assert_allclose(model(input_ids=ids).logits[0], [good[0], long[0]], atol=1e-5)
+    both = reward_model(prompts, completions, str(of_two), weights={"good": 2.0, "long": -0.5})
+    np.testing.assert_allclose([result.value or 0.0 for result in both], 2 * good - 0.5 * long, atol=1e-5)
+    assert both[1].detail == f"good {good[1]:.4g}, long {long[1]:.4g}"
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"bad": 1.0}, "weights names 'bad'; .*model has the outputs good, long"),
+        ({}, "weights is {}; expected a number for each output that counts, such as {good: 1.0}"),
+        ({"good": "much"}, "weights is {'good': 'much'}; expected numbers"),
+        ({"good": 0, "long": 0.0}, "weights are all 0"),
+        (None, "gives 2 scores .*or what each counts: args: {weights: {NAME: 1.0}}"),
+    ],
+)
+def test_bad_weights_are_refused(of_two: Path, weights: Any, words: str) -> None:
+    args = {"path": str(of_two)} | ({} if weights is None else {"weights": weights})
+    with pytest.raises(UserError, match=words):
+        resolve(RewardFunction.model_validate({"function": "reward_model", "args": args}))
+
+
+def test_weights_of_one_output_are_refused(trained: Path) -> None:
+    args = {"path": str(trained), "weights": {"LABEL_0": 1.0}}
+    with pytest.raises(UserError, match="weights has no effect: .* has one output"):
+        resolve(RewardFunction.model_validate({"function": "reward_model", "args": args}))
+
+
 def test_scores_are_those_of_transformers(trained: Path) -> None:
     eos = load_tokenizer(trained).eos_token
     found = scores(["12=", "12=", "21="], ["12", "021", "12"], str(trained))
