@@ -18,6 +18,16 @@ _TRIES, _WAIT_S = 3, 1.0
 _MARGIN_S, _LONGEST = 120.0, 12.0  # waiting in the server's queue; times timeout_s, as for a pool
 
 
+class _Here(urllib.request.HTTPRedirectHandler):
+    """No redirects: programs and the token are for this server alone."""
+
+    def redirect_request(self, *request: Any) -> None:
+        """None: the status is an error like any other."""
+
+
+_OPENER = urllib.request.build_opener(_Here)
+
+
 class RemoteExecutor:
     """See rewards.code.executor.Executor."""
 
@@ -53,7 +63,7 @@ class RemoteExecutor:
         for tries_left in reversed(range(_TRIES)):
             request = urllib.request.Request(self._url + path, data, headers)
             try:
-                with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                with _OPENER.open(request, timeout=timeout_s) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError:
                 raise
