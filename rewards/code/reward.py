@@ -58,6 +58,13 @@ class Options:
         return Choice(settings, self.executor)
 
 
+_LEETCODE = (  # there, such names need no import; in one line, and the built-ins last: math has a pow of its own
+    "import bisect, collections, functools, heapq, itertools, math, re, string; from typing import *; "
+    "from collections import *; from heapq import *; from bisect import *; from functools import *; "
+    "from itertools import *; from math import *; from builtins import *\n"
+)
+
+
 def code_reward(
     completions: Sequence[Completion], options: Options | None = None, runner: Executor | None = None, **columns: Any
 ) -> list[RewardResult]:
@@ -116,7 +123,10 @@ def make_job(text: str, row: Mapping[str, Any], options: Options) -> Job | Rewar
         }  # fmt: skip
     if options.language != "python":
         return RewardResult(None, "error", f"tests of functions need Python, and language is {options.language}")
-    tests = {"setup": task.setup, "tests": list(task.tests), "entry": _entry(task, program), "names": list(task.names)}
+    entry = _entry(task, program)
+    if entry and entry.startswith(f"{METHODS_CLASS}()") and "from __future__" not in program:
+        program = _LEETCODE + program
+    tests = {"setup": task.setup, "tests": list(task.tests), "entry": entry, "names": list(task.names)}
     return {"mode": "call", "program": program, **tests, **limits}
 
 

@@ -172,6 +172,19 @@ def test_methods_of_leetcode(pool: Pool, name: str, code: str) -> None:
         assert (right.status, wrong.status) == ("ok", "wrong"), (row, right)
 
 
+def test_what_leetcode_imports_is_there(pool: Pool) -> None:
+    """Its programs use these names as they are; pow stays Python's own."""
+    code = (
+        "class Solution:\n"
+        "    def most(self, xs: List[int], base: int) -> int:\n"
+        "        best = max(deque(xs), default=-inf)\n"
+        "        return pow(base, Counter(xs)[best], 7) + reduce(lambda a, b: a + b, accumulate(xs), 0)\n"
+    )
+    row = {"fn_name": "most", "inputs": [[[1, 2, 2], 3]], "outputs": [11]}  # 3**2 % 7 + (1 + 3 + 5)
+    (result,) = code_reward([f"```python\n{code}```"], Options(), pool, input_output=[row])
+    assert result.status == "ok", result
+
+
 def test_tests_at_fault_have_no_value(pool: Pool) -> None:
     for tests, why in (
         ("assert add(1, 2) == ", "cannot be read"),
