@@ -4,14 +4,12 @@
 # make lint | format | bench | clean      (ARGS="..." goes to quickstart, pytest and bench)
 #
 # PYTHON=/path/to/python3.12     the Python to build .venv with (3.11 or 3.12; found by itself otherwise)
-# WORKERS=2                      test processes side by side, each with Rays and vLLMs of its own; 0: one
 # TORCH_INDEX_URL=...            where to get torch, e.g. an index of CPU wheels (much smaller than the CUDA build)
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?=
-WORKERS ?= 2
 TORCH_INDEX_URL ?=
 
 .PHONY: quickstart test lint format bench vllm clean
@@ -20,7 +18,7 @@ quickstart: $(VENV)/.runtime
 	$(BIN)/python -m rlft quickstart $(ARGS)
 
 test: lint $(VENV)/.vllm
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
