@@ -19,7 +19,7 @@ import ray
 import rlft
 from actors.placement import Seat, total
 from rlft.config import Config
-from rlft.errors import UserError
+from rlft.errors import RunError, UserError
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
         custom: dict[str, float] = {kind: amount for kind, amount in need.items() if kind not in ("CPU", "GPU")}
         # Logical CPUs: the four roles take turns more than they compete, so a laptop may hold more actors than cores.
         cpus = max(math.ceil(need["CPU"]), os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, resources=custom or None, **options)
+        _start_here(num_cpus=cpus, include_dashboard=False, resources=custom or None, **options)
     else:
         address = config.cluster.address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
@@ -58,6 +58,25 @@ def connected(config: Config, all_seats: dict[str, list[Seat]]) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _start_here(**options: Any) -> None:
+    """A Ray of our own on this machine. Ray gives a node 30 s to come up, where a busy machine may need longer: then
+    once more. Raises RunError when that fails too."""
+    for tries_left in (1, 0):
+        try:
+            ray.init(address="local", **options)
+            return
+        except Exception as error:
+            if type(error) is not Exception:  # what Ray raises for a node that has not come up has no type of its own
+                raise
+            ray.shutdown()
+            if not tries_left:
+                raise RunError(
+                    f"Ray did not start on this machine, and was tried twice: {str(error).rstrip('.')}. Is the machine "
+                    "very busy, or its memory or /tmp full? Ray's logs are in /tmp/ray/session_latest/logs; "
+                    "cluster.mode inline needs no Ray."
+                ) from error
 
 
 def _unwind_on_sigterm() -> None:
