@@ -57,16 +57,17 @@ def load_scoring_model(path: str, dtype: str, device: str | None, num_outputs: i
         return _load(path, dtype, device, num_outputs)
 
 
-def output_names(path: str) -> list[str]:
+@cache  # asked for with each group
+def output_names(path: str) -> tuple[str, ...]:
     """What the outputs of the model at `path` are called there (id2label); one of an adapter's."""
     from transformers import AutoConfig
 
     from rlft.models.reward import is_adapter
 
     if is_adapter(path):
-        return ["score"]
+        return ("score",)
     named: Any = AutoConfig.from_pretrained(path).id2label
-    return [named[number] for number in sorted(named)]
+    return tuple(named[number] for number in sorted(named))
 
 
 def check_scoring_model(name: str, kind: str, path: str | None, dtype: str, several: bool = False) -> None:

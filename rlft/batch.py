@@ -92,11 +92,6 @@ def make_pack(
             return None
         return to_device([a[at] for a, at in zip(arrays, columns, strict=True)], torch.float32)
 
-    trunk_for, branch_for = np.zeros(len(trunks), np.int64), np.zeros(len(branches), np.int64)
-    for i, (trunk, branch) in enumerate(branch_of):
-        trunk_for[trunk] = i
-        if branch is not None:
-            branch_for[branch] = i
     lengths = [len(row) for row in (*trunks, *branches)]
     weight = [totals.token_weight(average, max(1, len(at))) if totals else 0.0 for at in columns]
     targets = to_device([s.token_ids[at] for s, at in zip(samples, columns, strict=True)], torch.int64)
@@ -109,7 +104,7 @@ def make_pack(
         predict_from=to_device(rows, torch.int64),
         targets=targets,
         sample_of=to_device([np.full(len(at), i) for i, at in enumerate(columns)], torch.int64),
-        fed_for=to_device([np.concatenate([trunk_for, branch_for]).repeat(lengths)], torch.int64),
+        fed_for=to_device([_fed_for(branch_of, len(trunks), len(branches)).repeat(lengths)], torch.int64),
         sources=tuple(group.prompt.source for group in groups for _ in group.samples),
         weights=to_device([np.full(len(at), w) for at, w in zip(columns, weight, strict=True)], torch.float32),
         advantages=torch.zeros_like(sampler_logprobs) if advantages is None else advantages,
@@ -122,6 +117,16 @@ def make_pack(
         fresh=to_device([s.weight_versions[at] == version for s, at in zip(samples, columns, strict=True)], torch.bool),
         kl=totals.kl if totals else 0.0,
     )
+
+
+def _fed_for(branch_of: Sequence[tuple[int, int | None]], num_trunks: int, num_branches: int) -> np.ndarray:
+    """Of each row, trunks first, a sample that it belongs to."""
+    samples = np.zeros(num_trunks + num_branches, np.int64)
+    for i, (trunk, branch) in enumerate(branch_of):
+        samples[trunk] = i
+        if branch is not None:
+            samples[num_trunks + branch] = i
+    return samples
 
 
 def _top_tensors(
